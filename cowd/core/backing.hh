@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// From a component of a disk specification to something that can be a destination.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include <sys/types.h>
+
+#include "cowd/core/disk.hh"
+#include "cowd/core/spec.hh"
+
+namespace cowd {
+
+struct Backing {
+  std::shared_ptr<BlockDisk> disk;
+  std::string device;  // the block device for the dm table, /dev/...
+  dev_t dev = 0;
+  // Keep it for as long as the device may be opened anew (a loop device).
+  std::shared_ptr<void> keepalive;
+};
+
+enum class BackingUse {
+  base,      // read-only, may be shared
+  top,       // writable, nobody else may have it
+  top_read,  // read-only look at a top: info, map, check without repair
+  reattach,  // writable, already claimed by the dm device that an earlier cowd made
+};
+
+// May block for as long as the backing hangs: call it off the strands (blocking.hh).
+// Throws Error: ENOENT, EBUSY, ENOTBLK (a directory, a socket...), EOPNOTSUPP (nbd,
+// iscsi, transient: named, not served by this version), each with its sentence.
+Backing open_backing(std::shared_ptr<AsyncIo> io, const Component& component, BackingUse use);
+
+// Whether `a` and `b` are the same device or file. Paths that cannot be looked up differ.
+bool same_backing(const Component& a, const Component& b);
+
+}  // namespace cowd

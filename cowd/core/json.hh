@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// JSON as the control protocol and cowctl use it.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json_fwd.hpp>
+
+#include "cowd/core/error.hh"
+#include "formats/plugin.hh"
+
+namespace cowd {
+
+// The arguments of one request: typed, and refused by name (EINVAL) when missing,
+// mistyped or, by done(), when nobody asked for them.
+class JsonArguments {
+ public:
+  // `object` must outlive this. `where` names it in sentences: "attach".
+  JsonArguments(const nlohmann::json& object, std::string where);
+
+  std::string need_string(const std::string& key);
+  std::optional<std::string> string(const std::string& key);
+  std::optional<uint64_t> number(const std::string& key);
+  bool flag(const std::string& key, bool fallback);
+  const nlohmann::json* object(const std::string& key);  // null if absent
+  void done() const;
+
+ private:
+  const nlohmann::json* find(const std::string& key);
+
+  const nlohmann::json& object_;
+  std::string where_;
+  std::set<std::string> asked_;
+};
+
+// {"errno": "EBUSY", "message": ...} and "id" where there is one.
+nlohmann::json error_to_json(const Error& error, const std::string& id = {});
+Error error_from_json(const nlohmann::json& object);
+
+// An array in qemu-img map's schema; neighbours that continue each other are merged.
+nlohmann::json map_to_json(const std::vector<MapEntry>& entries);
+
+const char* durability_name(Durability durability);
+Durability durability_by_name(const std::string& name);  // Error(EINVAL)
+
+}  // namespace cowd

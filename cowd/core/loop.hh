@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// A file as a block device, through a loop device with direct I/O and autoclear: it
+// goes away by itself when its last user (we, or the dm device on top) has closed it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+namespace cowd {
+
+class LoopDevice {
+ public:
+  enum class Use {
+    base,     // read-only; an existing read-only loop device of the same file is shared
+    top,      // writable; refused with EBUSY while any loop device of the same file is there
+    reattach, // the writable one that a dm device of an earlier cowd keeps; ENOENT without
+  };
+  // Blocks on the file system of `file`: call it off the strands. Throws Error.
+  static std::shared_ptr<LoopDevice> attach(const std::string& file, Use use);
+  ~LoopDevice();
+
+  const std::string& path() const { return path_; }  // /dev/loop3
+  const std::string& file() const { return file_; }
+  bool shared() const { return shared_; }  // found, not made
+
+ private:
+  LoopDevice(int fd, std::string path, std::string file, bool shared);
+  int fd_;
+  std::string path_;
+  std::string file_;
+  bool shared_;
+};
+
+}  // namespace cowd
