@@ -216,8 +216,10 @@ tests: $(unit-bins:%=$(B)/tests/unit/%) $(kernel-bins:%=$(B)/tests/kernel/%)
 # --- the kernel module, once per kernel -------------------------------------
 
 ifeq ($(KERNEL_SOURCE),auto)
+# Installed headers, and those that the lab unpacked.
 kernel-dirs := $(dir $(wildcard /lib/modules/*/build/Module.symvers \
-                                /usr/src/linux-headers-*/Module.symvers))
+  /usr/src/linux-headers-*/Module.symvers \
+  $(CURDIR)/$(B)/lab/kernels/*/usr/src/linux-headers-*/Module.symvers))
 else
 kernel-dirs := $(KERNEL_SOURCE)
 endif
