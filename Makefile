@@ -51,7 +51,7 @@ ifneq ($(needs-config),)
 include config.mk
 endif
 
--include */module.mk formats/*/module.mk tests/*/module.mk
+-include */module.mk cowd/*/module.mk formats/*/module.mk tests/*/module.mk
 
 # --- configure itself -------------------------------------------------------
 

@@ -23,7 +23,8 @@ struct Backing {
 enum class BackingUse {
   base,      // read-only, may be shared
   top,       // writable, nobody else may have it
-  top_read,  // read-only look at a top: info, map, check without repair
+  look,      // read-only, for tools: info, map, check; a file is opened as it is, without a loop device
+  change,    // writable, nobody else may have it, for tools: create, repair; a file as with look
   reattach,  // writable, already claimed by the dm device that an earlier cowd made
 };
 
@@ -31,6 +32,9 @@ enum class BackingUse {
 // Throws Error: ENOENT, EBUSY, ENOTBLK (a directory, a socket...), EOPNOTSUPP (nbd,
 // iscsi, transient: named, not served by this version), each with its sentence.
 Backing open_backing(std::shared_ptr<AsyncIo> io, const Component& component, BackingUse use);
+
+// The block device size, or the file's, of a path; bytes.
+uint64_t backing_size(const std::string& path);
 
 // Whether `a` and `b` are the same device or file. Paths that cannot be looked up differ.
 bool same_backing(const Component& a, const Component& b);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// BlockDisk: a block device (in tests also a regular file) as a Disk.
+// BlockDisk: a block device as a Disk; a regular file too, for tools on images that
+// nobody serves (what is served goes through a loop device).
 //
 // Data goes through aligned bounce buffers, so callers may pass any memory; offsets
 // and lengths must be multiples of block_size(). At most kWays requests of one disk
@@ -31,10 +32,10 @@ class BlockDisk : public Disk {
     writable_unclaimed,
   };
   // Opening may block for as long as the device hangs: call it off the strands
-  // (blocking.hh). Throws Error, naming path. direct = false is for files on file
-  // systems without O_DIRECT, in tests.
+  // (blocking.hh). Throws Error, naming path. O_DIRECT, except for a regular file on
+  // a file system that has none.
   static std::shared_ptr<BlockDisk> open(std::shared_ptr<AsyncIo> io, const std::string& path,
-                                         Open how, bool direct = true);
+                                         Open how);
   ~BlockDisk() override;
 
   Task<> read_at(uint64_t offset, std::span<std::byte> out) override;

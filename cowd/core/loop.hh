@@ -23,13 +23,19 @@ class LoopDevice {
   const std::string& path() const { return path_; }  // /dev/loop3
   const std::string& file() const { return file_; }
   bool shared() const { return shared_; }  // found, not made
+  // False where the file system has no direct I/O: slower, and counted twice in memory.
+  bool direct() const { return direct_; }
+
+  // The loop device that has this file, or "".
+  static std::string find(const std::string& file);
 
  private:
-  LoopDevice(int fd, std::string path, std::string file, bool shared);
+  LoopDevice(int fd, std::string path, std::string file);
   int fd_;
   std::string path_;
   std::string file_;
-  bool shared_;
+  bool shared_ = false;
+  bool direct_ = false;
 };
 
 }  // namespace cowd

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The io_uring engine: one ring, an eventfd that the reactor watches while anything
+// is under way. What the kernel cannot do without blocking it gives to its own
+// worker threads; their number is raised far above the usual (a few per CPU), for a
+// backing that hangs keeps as many as its disks have requests under way.
+#include <utility>
+
+#include <deque>
+#include <mutex>
+#include <vector>
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
+#include <liburing.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "cowd/core/async_io_op.hh"
+
+namespace cowd {
+
+namespace asio = boost::asio;
+
+namespace {
+
+constexpr unsigned kEntries = 256;
+constexpr unsigned kWorkers = 4096;
+
+class UringIo : public AsyncIo, public std::enable_shared_from_this<UringIo> {
+ public:
+  explicit UringIo(asio::io_context& io) : event_(io) {}
+
+  ~UringIo() override {
+    boost::system::error_code ignored;
+    event_.close(ignored);
+    if (ready_) io_uring_queue_exit(&ring_);
+  }
+
+  int start() {
+    if (const int error = io_uring_queue_init(kEntries, &ring_, 0); error < 0) return -error;
+    ready_ = true;
+    unsigned workers[2] = {kWorkers, 0};
+    io_uring_register_iowq_max_workers(&ring_, workers);
+    const int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (fd < 0) return errno;
+    event_.assign(fd);
+    return -io_uring_register_eventfd(&ring_, fd);
+  }
+
+  const char* engine() const override { return "io_uring"; }
+
+ private:
+  void begin(IoOp* op) override {
+    std::lock_guard lock(mutex_);
+    backlog_.push_back(op);
+    push();
+    if (!watching_) watch();
+  }
+
+  // Moves what fits from the backlog to the ring. What the kernel does not take now
+  // (EAGAIN, EBUSY) stays in the ring and goes with the next call. mutex_ is held.
+  void push() {
+    while (!backlog_.empty()) {
+      io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
+      if (!sqe) break;
+      prepare(sqe, *backlog_.front());
+      io_uring_sqe_set_data(sqe, backlog_.front());
+      backlog_.pop_front();
+      ++under_way_;
+    }
+    io_uring_submit(&ring_);
+  }
+
+  static void prepare(io_uring_sqe* sqe, const IoOp& op) {
+    switch (op.kind) {
+      case IoOp::Kind::read:
+        io_uring_prep_read(sqe, op.fd, op.buffer, op.len, op.offset);
+        break;
+      case IoOp::Kind::write:
+        io_uring_prep_write(sqe, op.fd, op.buffer, op.len, op.offset);
+        break;
+      case IoOp::Kind::sync:
+        io_uring_prep_fsync(sqe, op.fd, IORING_FSYNC_DATASYNC);
+        break;
+    }
+  }
+
+  // mutex_ is held. The weak pointer: a watch must not keep the engine.
+  void watch() {
+    watching_ = true;
+    event_.async_wait(asio::posix::stream_descriptor::wait_read,
+                      [weak = weak_from_this()](boost::system::error_code error) {
+                        if (auto self = weak.lock(); self && !error) self->drain();
+                      });
+  }
+
+  void drain() {
+    std::vector<std::pair<IoOp*, int>> done;
+    {
+      std::lock_guard lock(mutex_);
+      uint64_t count;
+      [[maybe_unused]] ssize_t n = ::read(event_.native_handle(), &count, sizeof count);
+      io_uring_cqe* cqe;
+      while (io_uring_peek_cqe(&ring_, &cqe) == 0) {
+        done.emplace_back(static_cast<IoOp*>(io_uring_cqe_get_data(cqe)), cqe->res);
+        io_uring_cqe_seen(&ring_, cqe);
+      }
+      under_way_ -= done.size();
+      push();
+      watching_ = false;
+      if (under_way_ > 0) watch();
+    }
+    for (auto [op, result] : done) op->complete(result);
+  }
+
+  std::mutex mutex_;
+  io_uring ring_{};
+  bool ready_ = false;
+  asio::posix::stream_descriptor event_;
+  bool watching_ = false;
+  size_t under_way_ = 0;
+  std::deque<IoOp*> backlog_;
+};
+
+}  // namespace
+
+std::shared_ptr<AsyncIo> make_uring_io(asio::io_context& io, int* error) {
+  auto ring = std::make_shared<UringIo>(io);
+  *error = ring->start();
+  return *error ? nullptr : ring;
+}
+
+}  // namespace cowd
