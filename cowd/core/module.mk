@@ -14,3 +14,14 @@ $(CORE_LIB): $(CORE_SRCS:%.cc=build/obj/%.o)
 	$(quiet)rm -f $@ && ar rcs $@ $^
 
 -include $(CORE_SRCS:%.cc=build/obj/%.d)
+
+# --- tests of it ---
+
+core-tests := spec_test
+
+UNIT_TESTS += $(core-tests)
+spec_test_SRCS := tests/unit/spec_test.cc
+
+$(foreach t,$(core-tests),$(eval $(t)_LDLIBS := $(CORE_LDLIBS)))
+$(core-tests:%=build/tests/unit/%): $(CORE_LIB)
+INSTALL_DOCS += docs/disk-specification.md
