@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What differs between the kernels that we build on; goes away upstream. */
+#ifndef DMU_COMPAT_H
+#define DMU_COMPAT_H
+
+#include <linux/blkdev.h>
+#include <linux/device-mapper.h>
+#include <linux/version.h>
+
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 5, 0)
+#define dmu_mode_ro(mode)	((mode) & ~FMODE_WRITE)
+#define dmu_mode_is_rw(mode)	((mode) & FMODE_WRITE)
+#else
+#define dmu_mode_ro(mode)	((mode) & ~BLK_OPEN_WRITE)
+#define dmu_mode_is_rw(mode)	((mode) & BLK_OPEN_WRITE)
+#endif
+
+static inline void dmu_limit_discards(struct queue_limits *limits,
+				      unsigned int granularity)
+{
+	limits->discard_granularity = granularity;
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 9, 0)
+	limits->max_discard_sectors = UINT_MAX >> SECTOR_SHIFT;
+#endif
+	limits->max_hw_discard_sectors = UINT_MAX >> SECTOR_SHIFT;
+}
+
+#endif

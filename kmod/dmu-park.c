@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Items: what the daemon is asked. An item lives in the per-bio data of the io
+ * that asked, so asking needs no memory; further bios in the range of a FAULT
+ * join it. An item is queued, then sent, then answered; when the channel closes
+ * what was sent goes back to the queue, so no bio is ever without an owner (K1).
+ */
+#include <linux/hash.h>
+
+#include "dmu.h"
+
+static struct hlist_head *dmu_id_bucket(struct dmu_device *dev, u64 id)
+{
+	return &dev->ids[hash_64(id, ilog2(DMU_ID_BUCKETS))];
+}
+
+void dmu_wake(struct dmu_device *dev)
+{
+	wake_up(&dev->readable);
+}
+
+/* Whether there is, or may come, a daemon to wait for. */
+bool dmu_may_park(struct dmu_device *dev, blk_status_t *status)
+{
+	lockdep_assert_held(&dev->lock);
+	if (dev->pushback)
+		*status = BLK_STS_DM_REQUEUE;
+	else if (dev->gone || (dev->failing && !dev->channel))
+		*status = BLK_STS_IOERR;
+	else
+		return true;
+	return false;
+}
+
+static void dmu_item_enqueue(struct dmu_device *dev, struct dmu_item *item)
+{
+	item->id = ++dev->next_id;
+	item->gen = dev->gen;
+	item->state = DMU_ITEM_QUEUED;
+	hlist_add_head(&item->hash, dmu_id_bucket(dev, item->id));
+	list_add_tail(&item->list, &dev->queue);
+}
+
+/* An unanswered FAULT for the same access that this one may wait for, too. */
+static struct dmu_item *dmu_item_to_join(struct dmu_device *dev, u32 flags, u64 start)
+{
+	struct dmu_range *r;
+
+	for (r = dmu_range_first(&dev->faults, start, start); r;
+	     r = dmu_range_next(r, start, start)) {
+		struct dmu_item *item = container_of(r, struct dmu_item, range);
+
+		if (item->flags == flags || (item->flags & flags & DMU_F_LEAF))
+			return item;
+	}
+	return NULL;
+}
+
+static void dmu_item_count(struct dmu_device *dev, struct dmu_io *io, u32 type)
+{
+	if (type == DMU_MSG_FLUSH)
+		dev->n.daemon_flushes++;
+	else if (type == DMU_MSG_ERROR)
+		dev->n.errors++;
+	else if (type == DMU_MSG_FAULT && !dmu_io_reads(io))
+		dev->n.writes_parked++;
+	else if (type == DMU_MSG_FAULT)
+		dev->n.reads_parked++;
+}
+
+/*
+ * Parks io and asks. The io is no longer the caller's: it may be answered, or, if
+ * nobody can be asked, ended before this returns.
+ */
+void dmu_ask(struct dmu_io *io, u32 type, u32 flags, u64 start, u64 len)
+{
+	struct dmu_device *dev = io->t->dev;
+	struct dmu_item *item = &io->item, *other;
+	bool held = type == DMU_MSG_DONE || type == DMU_MSG_FLUSH || type == DMU_MSG_ERROR;
+	blk_status_t status = BLK_STS_OK;
+	unsigned long irq;
+
+	if (held)
+		io->flags |= DMU_IO_HELD;
+	spin_lock_irqsave(&dev->lock, irq);
+	if (type == DMU_MSG_FLUSH && !dmu_needs_commit(dev, io->seq))
+		goto end;
+	if (!dmu_may_park(dev, &status))
+		goto end;
+	dmu_item_count(dev, io, type);
+	other = type == DMU_MSG_FAULT ? dmu_item_to_join(dev, flags, start) : NULL;
+	if (other) {
+		list_add_tail(&io->list, &other->ios);
+		spin_unlock_irqrestore(&dev->lock, irq);
+		return;
+	}
+	item->type = type;
+	item->flags = flags;
+	item->seq = held ? io->seq : 0;
+	item->to = io->to;
+	item->error = type == DMU_MSG_ERROR ? ENOSPC : 0;
+	item->range.start = start;
+	item->range.last = start + len - 1;
+	INIT_LIST_HEAD(&item->ios);
+	list_add(&io->list, &item->ios);
+	if (type == DMU_MSG_FAULT) {
+		dmu_range_insert(&item->range, &dev->faults);
+		dev->n.faults++;
+	}
+	dmu_item_enqueue(dev, item);
+	dmu_wake(dev);
+	spin_unlock_irqrestore(&dev->lock, irq);
+	return;
+end:
+	spin_unlock_irqrestore(&dev->lock, irq);
+	dmu_abort(io, status);
+}
+
+struct dmu_item *dmu_item_find(struct dmu_device *dev, u64 id)
+{
+	struct dmu_item *item;
+
+	lockdep_assert_held(&dev->lock);
+	hlist_for_each_entry(item, dmu_id_bucket(dev, id), hash)
+		if (item->id == id)
+			return item->state == DMU_ITEM_SENT ? item : NULL;
+	return NULL;
+}
+
+/* The item is no more; who waited for it is added to ios. */
+void dmu_item_take(struct dmu_device *dev, struct dmu_item *item, struct list_head *ios)
+{
+	lockdep_assert_held(&dev->lock);
+	hlist_del(&item->hash);
+	list_del(&item->list);
+	if (item->type == DMU_MSG_FAULT)
+		dmu_range_remove(&item->range, &dev->faults);
+	item->state = DMU_ITEM_NONE;
+	list_splice_tail_init(&item->ios, ios);
+}
+
+bool dmu_item_pop(struct dmu_device *dev, struct dmu_msg *msg)
+{
+	struct dmu_item *item = list_first_entry_or_null(&dev->queue, struct dmu_item, list);
+
+	lockdep_assert_held(&dev->lock);
+	if (!item)
+		return false;
+	item->state = DMU_ITEM_SENT;
+	list_move_tail(&item->list, &dev->sent);
+	msg->type = item->type;
+	msg->flags = item->flags;
+	msg->id = item->id;
+	msg->seq = item->seq;
+	if (item->type == DMU_MSG_FAULT)
+		msg->gen = item->gen;
+	if (item->type != DMU_MSG_FLUSH) {
+		msg->sector = item->range.start;
+		msg->len = item->range.last - item->range.start + 1;
+	}
+	if (item->type == DMU_MSG_DONE || item->type == DMU_MSG_ERROR) {
+		msg->write_dest = item->to.dest;
+		msg->write_sector = item->to.sector;
+		msg->error = item->error;
+	}
+	return true;
+}
+
+void dmu_items_requeue_sent(struct dmu_device *dev)
+{
+	struct dmu_item *item;
+
+	lockdep_assert_held(&dev->lock);
+	list_for_each_entry(item, &dev->sent, list)
+		item->state = DMU_ITEM_QUEUED;
+	list_splice_init(&dev->sent, &dev->queue);
+}
+
+/*
+ * What the daemon may be answering from a state that INVALIDATE has just ended is
+ * asked again under a new id, so that the late answer gets ENOENT.
+ */
+void dmu_items_reask(struct dmu_device *dev, u64 start, u64 last)
+{
+	struct dmu_range *r;
+
+	lockdep_assert_held(&dev->lock);
+	for (r = dmu_range_first(&dev->faults, start, last); r;
+	     r = dmu_range_next(r, start, last)) {
+		struct dmu_item *item = container_of(r, struct dmu_item, range);
+
+		if (item->state != DMU_ITEM_SENT)
+			continue;
+		hlist_del(&item->hash);
+		list_del(&item->list);
+		dmu_item_enqueue(dev, item);
+	}
+}
+
+void dmu_items_take_all(struct dmu_device *dev, struct list_head *ios)
+{
+	struct dmu_item *item, *next;
+
+	lockdep_assert_held(&dev->lock);
+	list_splice_tail_init(&dev->sent, &dev->queue);
+	list_for_each_entry_safe(item, next, &dev->queue, list)
+		dmu_item_take(dev, item, ios);
+	list_splice_tail_init(&dev->promote_waiters, ios);
+}
+
+/* How many questions are open, and how many bios wait for them. */
+unsigned int dmu_items_waiting(struct dmu_device *dev, unsigned int *bios)
+{
+	struct list_head *lists[] = { &dev->queue, &dev->sent };
+	struct dmu_item *item;
+	struct dmu_io *io;
+	unsigned int i, items = 0;
+
+	lockdep_assert_held(&dev->lock);
+	*bios = 0;
+	for (i = 0; i < ARRAY_SIZE(lists); i++) {
+		list_for_each_entry(item, lists[i], list) {
+			items++;
+			list_for_each_entry(io, &item->ios, list)
+				(*bios)++;
+		}
+	}
+	list_for_each_entry(io, &dev->promote_waiters, list)
+		(*bios)++;
+	return items;
+}
+
+/* Nobody serves the device: from when on do bios that need a daemon fail? */
+void dmu_no_daemon(struct dmu_device *dev)
+{
+	lockdep_assert_held(&dev->lock);
+	if (dev->channel || dev->gone || !dev->live)
+		return;
+	if (dev->live->fail_if_no_daemon)
+		mod_delayed_work(dev->wq, &dev->no_daemon_work, dev->live->fail_secs * HZ);
+	else if (dev->flushing_suspend)
+		mod_delayed_work(dev->wq, &dev->no_daemon_work, DMU_SUSPEND_SECS * HZ);
+}
+
+void dmu_no_daemon_work(struct work_struct *work)
+{
+	struct dmu_device *dev = container_of(to_delayed_work(work), struct dmu_device,
+					      no_daemon_work);
+	LIST_HEAD(ios);
+
+	spin_lock_irq(&dev->lock);
+	if (!dev->channel && dev->live &&
+	    (dev->live->fail_if_no_daemon || dev->flushing_suspend)) {
+		dev->failing = true;
+		dmu_items_take_all(dev, &ios);
+		dmu_event(dev);
+	}
+	spin_unlock_irq(&dev->lock);
+	if (!list_empty(&ios))
+		DMWARN_LIMIT("%s: no daemon, failing the bios that wait for one", dev->key);
+	dmu_abort_all(&ios, BLK_STS_IOERR);
+}

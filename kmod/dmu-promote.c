@@ -1,0 +1,537 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * First writes. A promotion locks its granules in dmu_device.busy; what its write
+ * does not cover of them is copied first; when copy and write are done the bits
+ * are set, and only then does the write complete. Reads look at the bit, so they
+ * see the old data until then; other writes to the granules wait for the promotion.
+ *
+ *	busy -> [copies] -> write -> bits set, uncommitted, unread -> read -> committed
+ *
+ * An uncommitted promotion is remembered until COMMITTED or the ACK of a FLUSH
+ * covers its seq, also without a daemon: it is what the next one is told first.
+ * Volatile promotions are remembered by their bits alone, for ever.
+ */
+#include <linux/bitmap.h>
+#include <linux/dm-kcopyd.h>
+
+#include "dmu.h"
+
+#define DMU_UNREAD_MANY 1024	/* records that wake the daemon at once */
+
+/* Whether the daemon is too far behind for yet another promotion (K7). */
+static bool dmu_is_behind(struct dmu_device *dev)
+{
+	struct dmu_promotion *oldest;
+
+	if (dev->nr_uncommitted >= dev->max_uncommitted)
+		return true;
+	oldest = list_first_entry_or_null(&dev->promoted, struct dmu_promotion, list);
+	return oldest && time_after(jiffies, oldest->since + DMU_UNCOMMITTED_SECS * HZ);
+}
+
+static void dmu_promoted_due(struct dmu_device *dev)
+{
+	dev->promoted_due = true;
+	wake_up(&dev->readable);
+}
+
+/*
+ * The granules of plan that are still not promoted and that nobody else is
+ * promoting, from the first on. 0: wait for *other, or plan again if that is NULL.
+ */
+static u32 dmu_free_prefix(struct dmu_device *dev, struct dmu_plan *plan, u64 *start, u64 *end,
+			   u32 *bit, struct dmu_promotion **other)
+{
+	const struct dmu_map *map = &plan->map;
+	u64 stop = plan->start + plan->len, limit = map->start + map->len;
+	struct dmu_range *busy;
+	u32 granules = 1;
+
+	*other = NULL;
+	if (map->flags & DMU_F_OVERLAY) {
+		u64 first = (plan->start - map->start) >> map->granule_shift;
+		u64 last = (stop - 1 - map->start) >> map->granule_shift;
+
+		granules = last - first + 1;
+		*bit = first % DMU_LEAF_GRANULES;
+		granules = find_next_bit(plan->leaf->bits, *bit + granules, *bit) - *bit;
+		*start = map->start + (first << map->granule_shift);
+		*end = min(*start + ((u64)granules << map->granule_shift), limit);
+	} else {
+		*bit = 0;
+		*start = map->start;
+		*end = limit;
+		if (map->extent->promoted)
+			granules = 0;
+	}
+	if (!granules)
+		return 0;
+	busy = dmu_range_first(&dev->busy, *start, *end - 1);
+	if (!busy)
+		return granules;
+	*other = container_of(busy, struct dmu_promotion, range);
+	if (!(map->flags & DMU_F_OVERLAY) || busy->start < *start + map->granule)
+		return 0;
+	granules = (busy->start - *start) >> map->granule_shift;
+	*end = *start + ((u64)granules << map->granule_shift);
+	return granules;
+}
+
+static bool dmu_is_stale(struct dmu_device *dev, struct dmu_io *io, struct dmu_plan *plan)
+{
+	struct dmu_extent *e = plan->map.extent;
+
+	if (e == io->answer)
+		return e->epoch != dev->epoch;
+	return e->c.dead || (plan->leaf && plan->leaf->c.dead);
+}
+
+static void dmu_promotion_setup(struct dmu_promotion *p, struct dmu_device *dev,
+				struct dmu_io *io, struct dmu_plan *plan)
+{
+	memset(p, 0, sizeof(*p));
+	INIT_LIST_HEAD(&p->waiters);
+	INIT_LIST_HEAD(&p->list);
+	p->dev = dev;
+	p->io = io;
+	p->flags = plan->map.flags;
+	p->extent = plan->map.extent;
+	refcount_inc(&p->extent->c.ref);
+	p->leaf = plan->leaf;
+	if (p->leaf)
+		refcount_inc(&p->leaf->c.ref);
+}
+
+/* Parks io on waiters, unless it must not. */
+static enum dmu_begin dmu_wait_on(struct dmu_device *dev, struct dmu_io *io,
+				  struct list_head *waiters, bool for_daemon)
+{
+	if (io->flags & DMU_IO_NOWAIT)
+		return DMU_WOULD_PARK;
+	if (for_daemon && !dmu_may_park(dev, &io->status))
+		return DMU_REFUSED;
+	list_add_tail(&io->list, waiters);
+	return DMU_PARKED;
+}
+
+enum dmu_begin dmu_promote_begin(struct dmu_io *io, struct dmu_plan *plan,
+				 struct dmu_promotion **out)
+{
+	struct dmu_device *dev = io->t->dev;
+	struct dmu_promotion *p = dmu_promotion_alloc(dev), *other;
+	enum dmu_begin r = DMU_AGAIN;
+	unsigned long irq;
+	u64 start, end;
+	u32 granules, bit;
+
+	spin_lock_irqsave(&dev->lock, irq);
+	if (dmu_is_stale(dev, io, plan))
+		goto out;
+	granules = dmu_free_prefix(dev, plan, &start, &end, &bit, &other);
+	if (!granules) {
+		if (other)
+			r = dmu_wait_on(dev, io, &other->waiters, false);
+		goto out;
+	}
+	if (!p || (!(plan->map.flags & DMU_F_VOLATILE) && dmu_is_behind(dev))) {
+		dmu_promoted_due(dev);
+		r = dmu_wait_on(dev, io, &dev->promote_waiters, true);
+		goto out;
+	}
+	plan->len = min_t(u64, plan->len, end - plan->start);
+	dmu_promotion_setup(p, dev, io, plan);
+	p->range.start = start;
+	p->range.last = end - 1;
+	p->first_bit = bit;
+	p->granules = granules;
+	p->to.dest = plan->map.write.dest;
+	p->to.sector = plan->map.write.sector + (start - plan->map.start);
+	plan->to.dest = p->to.dest;
+	plan->to.sector = p->to.sector + (plan->start - start);
+	dmu_range_insert(&p->range, &dev->busy);
+	*out = p;
+	p = NULL;
+	r = DMU_BEGUN;
+out:
+	spin_unlock_irqrestore(&dev->lock, irq);
+	if (p)
+		dmu_promotion_free(dev, p);
+	return r;
+}
+
+static void dmu_copy_done(int read_err, unsigned long write_err, void *context)
+{
+	struct dmu_promotion *p = context;
+
+	if (read_err || write_err)
+		WRITE_ONCE(p->status, BLK_STS_IOERR);
+	if (atomic_dec_and_test(&p->copies))
+		dmu_copied(p);
+}
+
+/* Brings virtual [start, end) to the write side. */
+static void dmu_copy(struct dmu_promotion *p, const struct dmu_map *map, u64 start, u64 end)
+{
+	struct dmu_device *dev = p->dev;
+	struct dmu_dest *dests = p->io->t->dests;
+	struct dm_io_region to = {
+		.bdev = dests[map->write.dest].dm->bdev,
+		.sector = map->write.sector + (start - map->start),
+		.count = end - start,
+	};
+	struct dm_io_region from;
+
+	atomic_inc(&p->copies);
+	if (map->read.dest == DMU_DEST_ZERO) {
+		dm_kcopyd_zero(dev->kcopyd, 1, &to, 0, dmu_copy_done, p);
+		return;
+	}
+	from.bdev = dests[map->read.dest].dm->bdev;
+	from.sector = map->read.sector + (start - map->start);
+	from.count = to.count;
+	dm_kcopyd_copy(dev->kcopyd, &from, 1, &to, 0, dmu_copy_done, p);
+}
+
+/*
+ * Starts the copies that the write of plan needs, at most those of its first and
+ * its last granule. True if there are any: bio goes out when they are done, or
+ * fails with them.
+ */
+bool dmu_promote_copies(struct dmu_promotion *p, const struct dmu_plan *plan, struct bio *bio)
+{
+	const struct dmu_map *map = &plan->map;
+	u64 start = p->range.start, end = p->range.last + 1;
+	u64 granule = (map->flags & DMU_F_OVERLAY) ? map->granule : map->len;
+	u64 write_end = plan->start + plan->len;
+	u64 head_end = min(start + granule, end);
+	u64 tail = start + (p->granules - 1) * granule;
+	bool head = plan->start > start || write_end < head_end;
+	bool last = p->granules > 1 && write_end < end;
+	unsigned long irq;
+
+	if (!head && !last)
+		return false;
+	spin_lock_irqsave(&p->dev->lock, irq);
+	p->dev->n.copies += head + last;
+	p->dev->n.copied_sectors += (head ? head_end - start : 0) + (last ? end - tail : 0);
+	spin_unlock_irqrestore(&p->dev->lock, irq);
+	p->bio = bio;
+	atomic_set(&p->copies, 1);
+	if (head)
+		dmu_copy(p, map, start, head_end);
+	if (last)
+		dmu_copy(p, map, tail, end);
+	if (atomic_dec_and_test(&p->copies))
+		dmu_copied(p);
+	return true;
+}
+
+static bool dmu_promoted_merge(struct dmu_device *dev, struct dmu_promotion *p)
+{
+	struct dmu_promotion *tail;
+
+	if (list_empty(&dev->promoted))
+		return false;
+	tail = list_last_entry(&dev->promoted, struct dmu_promotion, list);
+	if (!tail->unread || tail->closed || tail->flags != p->flags ||
+	    tail->range.last + 1 != p->range.start || tail->to.dest != p->to.dest ||
+	    tail->to.sector + (p->range.start - tail->range.start) != p->to.sector)
+		return false;
+	dmu_range_remove(&tail->range, &dev->uncommitted);
+	tail->range.last = p->range.last;
+	tail->granules += p->granules;
+	tail->seq = p->seq;
+	dmu_range_insert(&tail->range, &dev->uncommitted);
+	return true;
+}
+
+static void dmu_unread(struct dmu_device *dev)
+{
+	if (++dev->nr_unread >= DMU_UNREAD_MANY)
+		dmu_promoted_due(dev);
+	else if (dev->nr_unread == 1)
+		queue_delayed_work(dev->wq, &dev->promoted_work, DMU_PROMOTED_DELAY);
+}
+
+/* Remembers a promotion that is done. False if there is no need to. */
+static bool dmu_remember(struct dmu_device *dev, struct dmu_promotion *p)
+{
+	if (!(p->flags & (DMU_F_OVERLAY | DMU_F_UNCOMMITTED)))
+		return false;
+	if (p->flags & DMU_F_VOLATILE) {
+		if (!dev->channel)
+			return false;
+		list_add_tail(&p->list, &dev->promoted_volatile);
+		dmu_unread(dev);
+		return true;
+	}
+	p->seq = ++dev->seq_last;
+	p->since = jiffies;
+	dev->nr_uncommitted += p->granules;
+	if (dmu_promoted_merge(dev, p))
+		return false;
+	p->unread = true;
+	p->closed = p->flags & DMU_F_SYNC;	/* DONE tells this seq */
+	list_add_tail(&p->list, &dev->promoted);
+	dmu_range_insert(&p->range, &dev->uncommitted);
+	if (!dev->unread)
+		dev->unread = p;
+	dmu_unread(dev);
+	return true;
+}
+
+static void dmu_set_bits(struct dmu_promotion *p)
+{
+	if (p->leaf) {
+		bitmap_set(p->leaf->bits, p->first_bit, p->granules);
+		if (p->flags & DMU_F_VOLATILE)
+			p->leaf->keep = true;
+	} else {
+		/* Pairs with dmu_extent_snapshot. */
+		smp_store_release(&p->extent->promoted, true);
+	}
+}
+
+/* The first write has ended. io->seq is its commit if it has one to wait for. */
+void dmu_promote_end(struct dmu_promotion *p, bool ok)
+{
+	struct dmu_device *dev = p->dev;
+	struct dmu_extent *e = p->extent;
+	struct dmu_leaf *leaf = p->leaf;
+	struct dmu_io *io = p->io;
+	bool kept = false;
+	unsigned long irq;
+
+	spin_lock_irqsave(&dev->lock, irq);
+	dmu_range_remove(&p->range, &dev->busy);
+	dmu_run_list(dev, &p->waiters);
+	if (ok) {
+		dev->n.promotions += p->granules;
+		dmu_set_bits(p);
+		p->extent = NULL;
+		p->leaf = NULL;
+		p->io = NULL;
+		kept = dmu_remember(dev, p);
+		io->seq = max(io->seq, p->seq);
+	}
+	if (!list_empty(&dev->promote_waiters) && !dmu_is_behind(dev))
+		dmu_run_list(dev, &dev->promote_waiters);
+	spin_unlock_irqrestore(&dev->lock, irq);
+
+	dmu_extent_put(e);
+	if (leaf)
+		dmu_leaf_put(leaf);
+	if (!kept)
+		dmu_promotion_free(dev, p);
+}
+
+/* A plain UNCOMMITTED extent counts as promoted from the start. Takes p. */
+void dmu_promote_plain(struct dmu_device *dev, struct dmu_promotion *p,
+		       const struct dmu_extent *e)
+{
+	lockdep_assert_held(&dev->lock);
+	memset(p, 0, sizeof(*p));
+	INIT_LIST_HEAD(&p->waiters);
+	p->dev = dev;
+	p->flags = e->flags;
+	p->range.start = e->start;
+	p->range.last = e->start + e->len - 1;
+	p->to = e->write;
+	p->granules = 1;
+	if (!dmu_remember(dev, p))
+		dmu_promotion_free(dev, p);
+}
+
+/* From here on nothing joins the last record, so that its seq stays what it is. */
+u64 dmu_flush_seq(struct dmu_device *dev)
+{
+	unsigned long irq;
+	u64 seq = 0;
+
+	if (list_empty(&dev->promoted))
+		return 0;
+	spin_lock_irqsave(&dev->lock, irq);
+	if (!list_empty(&dev->promoted)) {
+		list_last_entry(&dev->promoted, struct dmu_promotion, list)->closed = true;
+		seq = dev->seq_last;
+	}
+	spin_unlock_irqrestore(&dev->lock, irq);
+	return seq;
+}
+
+u64 dmu_fua_seq(struct dmu_device *dev, u64 start, u32 len)
+{
+	u64 last = start + len - 1, seq = 0;
+	struct dmu_promotion *p;
+	struct dmu_range *r;
+	unsigned long irq;
+
+	spin_lock_irqsave(&dev->lock, irq);
+	for (r = dmu_range_first(&dev->uncommitted, start, last); r;
+	     r = dmu_range_next(r, start, last)) {
+		p = container_of(r, struct dmu_promotion, range);
+		p->closed = true;
+		seq = max(seq, p->seq);
+	}
+	spin_unlock_irqrestore(&dev->lock, irq);
+	return seq;
+}
+
+bool dmu_needs_commit(struct dmu_device *dev, u64 seq)
+{
+	struct dmu_promotion *p;
+
+	p = list_first_entry_or_null(&dev->promoted, struct dmu_promotion, list);
+	return p && p->seq <= seq;
+}
+
+int dmu_commit(struct dmu_device *dev, u64 seq)
+{
+	struct dmu_promotion *p, *next;
+	LIST_HEAD(done);
+
+	spin_lock_irq(&dev->lock);
+	if (seq > dev->seq_read) {
+		spin_unlock_irq(&dev->lock);
+		return -EINVAL;
+	}
+	list_for_each_entry_safe(p, next, &dev->promoted, list) {
+		if (p->seq > seq)
+			break;
+		dmu_range_remove(&p->range, &dev->uncommitted);
+		dev->nr_uncommitted -= p->granules;
+		list_move_tail(&p->list, &done);
+	}
+	dev->seq_committed = max(dev->seq_committed, seq);
+	dmu_run_list(dev, &dev->promote_waiters);
+	spin_unlock_irq(&dev->lock);
+
+	list_for_each_entry_safe(p, next, &done, list)
+		dmu_promotion_free(dev, p);
+	return 0;
+}
+
+/* For a new channel: everything is to be told again. */
+void dmu_replay_reset(struct dmu_device *dev)
+{
+	struct dmu_promotion *p, *next;
+
+	lockdep_assert_held(&dev->lock);
+	list_for_each_entry_safe(p, next, &dev->promoted_volatile, list) {
+		list_del(&p->list);
+		dmu_promotion_free(dev, p);
+	}
+	dev->nr_unread = 0;
+	list_for_each_entry(p, &dev->promoted, list) {
+		p->unread = true;
+		p->replay = true;
+		p->closed = true;
+		dev->nr_unread++;
+	}
+	dev->unread = list_first_entry_or_null(&dev->promoted, struct dmu_promotion, list);
+	dev->seq_read = dev->seq_committed;
+	dev->replay_volatile = 0;
+}
+
+static void dmu_promoted_msg(struct dmu_msg *msg, u64 start, u64 len, const struct dmu_side *to)
+{
+	msg->type = DMU_MSG_PROMOTED;
+	msg->sector = start;
+	msg->len = len;
+	msg->write_dest = to->dest;
+	msg->write_sector = to->sector;
+}
+
+/* The next run of promoted granules of a leaf that holds sector at; moves at on. */
+static bool dmu_replay_leaf(struct dmu_extent *e, u64 *at, struct dmu_msg *msg)
+{
+	u64 granule = (*at - e->start) >> e->granule_shift, end = e->start + e->len;
+	u32 index = granule / DMU_LEAF_GRANULES, bit = granule % DMU_LEAF_GRANULES, stop;
+	u64 leaf_start, leaf_len, start, last;
+	struct dmu_leaf *leaf;
+
+	dmu_leaf_span(e, index, &leaf_start, &leaf_len);
+	*at = leaf_start + leaf_len;
+	leaf = dmu_leaf_find(e, index);
+	if (!leaf || !leaf->keep)
+		return false;
+	bit = find_next_bit(leaf->bits, DMU_LEAF_GRANULES, bit);
+	if (bit == DMU_LEAF_GRANULES)
+		return false;
+	stop = find_next_zero_bit(leaf->bits, DMU_LEAF_GRANULES, bit);
+	start = leaf_start + ((u64)bit << e->granule_shift);
+	last = min(leaf_start + ((u64)stop << e->granule_shift), end);
+	*at = min(*at, last);
+	dmu_promoted_msg(msg, start, last - start, &e->write);
+	msg->write_sector += start - e->start;
+	return true;
+}
+
+/* Of what only the kernel remembers. False at the end, or to be called again. */
+static bool dmu_replay_next(struct dmu_device *dev, struct dmu_msg *msg)
+{
+	struct dmu_extent *e;
+
+	while ((e = dmu_extent_next(dev, dev->replay_volatile))) {
+		u64 at = max(dev->replay_volatile, e->start);
+
+		dev->replay_volatile = e->start + e->len;
+		if (!(e->flags & DMU_F_VOLATILE))
+			continue;
+		if (e->flags & DMU_F_OVERLAY) {
+			while (at < e->start + e->len) {
+				if (dmu_replay_leaf(e, &at, msg)) {
+					dev->replay_volatile = at;
+					return true;
+				}
+			}
+		} else if ((e->flags & DMU_F_COPY_FIRST) ? e->promoted :
+							   !!(e->flags & DMU_F_UNCOMMITTED)) {
+			dmu_promoted_msg(msg, e->start, e->len, &e->write);
+			return true;
+		}
+	}
+	return false;
+}
+
+bool dmu_promoted_pop(struct dmu_device *dev, struct dmu_msg *msg)
+{
+	struct dmu_promotion *p = dev->unread;
+
+	lockdep_assert_held(&dev->lock);
+	if (p) {
+		dmu_promoted_msg(msg, p->range.start, p->range.last - p->range.start + 1, &p->to);
+		msg->flags = p->replay ? DMU_F_REPLAY : 0;
+		msg->seq = p->seq;
+		dev->seq_read = p->seq;
+		p->unread = false;
+		dev->nr_unread--;
+		dev->unread = list_is_last(&p->list, &dev->promoted) ? NULL :
+									list_next_entry(p, list);
+	} else if (!list_empty(&dev->promoted_volatile)) {
+		p = list_first_entry(&dev->promoted_volatile, struct dmu_promotion, list);
+		dmu_promoted_msg(msg, p->range.start, p->range.last - p->range.start + 1, &p->to);
+		msg->flags = DMU_F_VOLATILE;
+		list_del(&p->list);
+		dev->nr_unread--;
+		dmu_promotion_free(dev, p);
+	} else if (dev->replaying && dmu_replay_next(dev, msg)) {
+		msg->flags = DMU_F_VOLATILE | DMU_F_REPLAY;
+	} else {
+		return false;
+	}
+	if (!dev->nr_unread)
+		dev->promoted_due = false;
+	return true;
+}
+
+void dmu_promoted_work(struct work_struct *work)
+{
+	struct dmu_device *dev = container_of(to_delayed_work(work), struct dmu_device,
+					      promoted_work);
+
+	spin_lock_irq(&dev->lock);
+	if (dev->nr_unread)
+		dmu_promoted_due(dev);
+	spin_unlock_irq(&dev->lock);
+}
