@@ -65,7 +65,7 @@ std::optional<std::string> JsonArguments::string(const std::string& key) {
 std::optional<uint64_t> JsonArguments::number(const std::string& key) {
   const json* value = find(key);
   if (!value) return std::nullopt;
-  if (!value->is_number_unsigned())
+  if (!value->is_number_integer() || (!value->is_number_unsigned() && value->get<int64_t>() < 0))
     throw Error(EINVAL, "The argument '" + key + "' of " + where_ + " must be a whole number, not less than 0.");
   return value->get<uint64_t>();
 }

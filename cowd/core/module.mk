@@ -17,11 +17,25 @@ $(CORE_LIB): $(CORE_SRCS:%.cc=build/obj/%.o)
 
 # --- tests of it ---
 
-core-tests := spec_test
+core-tests := spec_test core_test core_control_test core_disk_test core_plugin_test
 
 UNIT_TESTS += $(core-tests)
-spec_test_SRCS := tests/unit/spec_test.cc
-
+$(foreach t,$(core-tests),$(eval $(t)_SRCS := tests/unit/$(t).cc))
 $(foreach t,$(core-tests),$(eval $(t)_LDLIBS := $(CORE_LDLIBS)))
 $(core-tests:%=build/tests/unit/%): $(CORE_LIB)
+
+# One source, a plugin for each way to be wrong.
+core-test-plugins := good wrongabi wrongsize wrongname nosymbol noopen unresolved
+core-test-plugin-files := $(core-test-plugins:%=build/tests/unit/plugins/%.so)
+
+$(core-test-plugin-files): build/tests/unit/plugins/%.so: \
+    tests/unit/core_plugins/broken.cc formats/plugin.hh build/flags
+	@mkdir -p $(@D)
+	$(call say,PLUGIN,$@)
+	$(quiet)$(CCACHE) $(CXX) $(all-cppflags) $(all-cxxflags) -DPLUGIN=$* -DPLUGIN_$* \
+	  -c -o $(@:.so=.o) $<
+	$(quiet)$(CXX) -shared -o $@ $(@:.so=.o)
+
+build/tests/unit/core_plugin_test: | $(core-test-plugin-files)
+
 INSTALL_DOCS += docs/disk-specification.md
