@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "tests/sim/sim_disk.hh"
+
+#include <algorithm>
+#include <cstring>
+#include <list>
+#include <utility>
+
+#include <boost/asio/post.hpp>
+#include <boost/asio/this_coro.hpp>
+#include <boost/asio/use_awaitable.hpp>
+
+#include "cowd/core/error.hh"
+
+namespace cowd::sim {
+
+Content::Chunk Content::fresh(uint64_t index) const {
+  Chunk chunk{};
+  if (!garbage_) return chunk;
+  Random random(index + 1);
+  for (size_t i = 0; i < kChunk; i += 8) {
+    const uint64_t value = random();
+    std::memcpy(chunk.data() + i, &value, 8);
+  }
+  return chunk;
+}
+
+void Content::read(uint64_t offset, std::span<std::byte> out) const {
+  while (!out.empty()) {
+    const uint64_t index = offset / kChunk, within = offset % kChunk;
+    const size_t part = std::min<uint64_t>(out.size(), kChunk - within);
+    const auto found = chunks_.find(index);
+    const Chunk& chunk = found != chunks_.end() ? found->second : fresh(index);
+    std::copy_n(chunk.begin() + within, part, out.begin());
+    out = out.subspan(part);
+    offset += part;
+  }
+}
+
+void Content::write(uint64_t offset, std::span<const std::byte> in) {
+  while (!in.empty()) {
+    const uint64_t index = offset / kChunk, within = offset % kChunk;
+    const size_t part = std::min<uint64_t>(in.size(), kChunk - within);
+    auto found = chunks_.find(index);
+    if (found == chunks_.end()) found = chunks_.emplace(index, part == kChunk ? Chunk{} : fresh(index)).first;
+    std::copy_n(in.begin(), part, found->second.begin() + within);
+    in = in.subspan(part);
+    offset += part;
+  }
+}
+
+// Counts an operation as under way while it lives.
+class SimDisk::Turn {
+ public:
+  explicit Turn(SimDisk& disk) : disk_(disk) {
+    disk_.most_under_way_ = std::max(disk_.most_under_way_, ++disk_.under_way_);
+  }
+  ~Turn() { disk_.under_way_--; }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  SimDisk& disk_;
+};
+
+SimDisk::SimDisk(std::string name, uint64_t size, uint32_t block_size, bool garbage)
+    : name_(std::move(name)), size_(size), block_size_(block_size), content_(garbage), recorded_(garbage) {}
+
+Task<> SimDisk::hop() {
+  const uint64_t turns = hops_ == 0 ? 0 : random_() % (hops_ + 1);
+  for (uint64_t i = 0; i < turns; i++) {
+    auto executor = co_await boost::asio::this_coro::executor;
+    co_await boost::asio::post(executor, boost::asio::use_awaitable);
+  }
+}
+
+Task<> SimDisk::read_at(uint64_t offset, std::span<std::byte> out) {
+  const Turn turn(*this);
+  require_valid(offset, out.size());
+  counts_.reads++;
+  counts_.bytes_read += out.size();
+  const bool fails = fails_now(kRead);
+  const bool early = chance();
+  if (early) content_.read(offset, out);
+  co_await hop();
+  if (fails) throw Error(fail_error_, name_ + ": reading failed, as the test wants it.");
+  if (!early) content_.read(offset, out);
+}
+
+Task<> SimDisk::write_at(uint64_t offset, std::span<const std::byte> in) {
+  const Turn turn(*this);
+  require_valid(offset, in.size());
+  if (read_only_) throw Error(EROFS, name_ + " is read-only.");
+  counts_.writes++;
+  counts_.bytes_written += in.size();
+  const uint64_t id = next_id_++;
+  const bool fails = fails_now(kWrite);
+  const Bytes data(in.begin(), in.end());
+  log(Event::Kind::write_begins, id, offset, data);
+  const bool early = chance();
+  if (early) write_parts(content_, offset, data, random_);
+  co_await hop();
+  if (!std::equal(data.begin(), data.end(), in.begin())) buffer_changed_ = true;
+  if (fails) {
+    write_parts(content_, offset, data, random_);
+    throw Error(fail_error_, name_ + ": writing failed, as the test wants it.");
+  }
+  content_.write(offset, data);
+  log(Event::Kind::write_ends, id);
+}
+
+Task<> SimDisk::flush() {
+  const Turn turn(*this);
+  counts_.flushes++;
+  const uint64_t id = next_id_++;
+  const bool fails = fails_now(kFlush);
+  log(Event::Kind::flush_begins, id);
+  co_await hop();
+  log(fails ? Event::Kind::flush_fails : Event::Kind::flush_ends, id);
+  if (fails) throw Error(fail_error_, name_ + ": flushing failed, as the test wants it.");
+}
+
+void SimDisk::delay(uint64_t seed, unsigned hops) {
+  random_.seed(seed);
+  hops_ = hops;
+}
+
+void SimDisk::fail(uint64_t nth, int error, unsigned ops) {
+  fail_in_ = nth;
+  fail_error_ = error;
+  fail_ops_ = ops;
+  failed_ = false;
+}
+
+bool SimDisk::fails_now(Op op) {
+  if (!(fail_ops_ & op) || fail_in_ == 0 || --fail_in_ != 0) return false;
+  failed_ = true;
+  return true;
+}
+
+void SimDisk::require_valid(uint64_t offset, uint64_t length) const {
+  if (offset % block_size_ != 0 || length % block_size_ != 0 || length == 0 || offset > size_ || length > size_ - offset)
+    throw Error(EINVAL, name_ + ": bytes " + std::to_string(offset) + " to " + std::to_string(offset + length) +
+                            " are no whole blocks of it.");
+}
+
+void SimDisk::log(Event::Kind kind, uint64_t id, uint64_t offset, std::span<const std::byte> data) {
+  if (recording_) log_.push_back({kind, id, offset, Bytes(data.begin(), data.end())});
+}
+
+void SimDisk::record() {
+  recorded_ = content_;
+  log_.clear();
+  recording_ = true;
+}
+
+void SimDisk::mark(uint64_t value) { log(Event::Kind::mark, value); }
+
+void SimDisk::write_parts(Content& content, uint64_t offset, std::span<const std::byte> in, Random& random) const {
+  for (size_t at = 0; at < in.size(); at += block_size_)
+    if (random() & 1) content.write(offset + at, in.subspan(at, block_size_));
+}
+
+std::shared_ptr<SimDisk> SimDisk::crash(size_t at, Survives survives, Random& random) const {
+  struct Pending {
+    const Event* event;
+    bool ended;
+    bool doomed;
+    uint64_t certain_with;  // the flush under way that will make it so; 0: none
+  };
+  auto after = copy();
+  after->content_ = recorded_;
+  std::list<Pending> pending;
+  for (size_t i = 0; i < at; i++) {
+    const Event& event = log_[i];
+    switch (event.kind) {
+      case Event::Kind::write_begins:
+        pending.push_back({&event, false, false, 0});
+        break;
+      case Event::Kind::write_ends:
+        for (Pending& write : pending) write.ended |= write.event->id == event.id;
+        break;
+      case Event::Kind::flush_begins:
+        for (Pending& write : pending)
+          if (write.ended && write.certain_with == 0) write.certain_with = event.id;
+        break;
+      case Event::Kind::flush_ends:
+        for (auto write = pending.begin(); write != pending.end();) {
+          if (write->certain_with != event.id || write->doomed) {
+            ++write;
+            continue;
+          }
+          after->content_.write(write->event->offset, write->event->data);
+          write = pending.erase(write);
+        }
+        break;
+      case Event::Kind::flush_fails:
+        for (Pending& write : pending) write.doomed |= write.ended;
+        break;
+      case Event::Kind::mark:
+        break;
+    }
+  }
+  for (const Pending& write : pending) {
+    const uint64_t fate = survives == Survives::anything ? random() % 3 : survives == Survives::everything;
+    if (fate == 1) after->content_.write(write.event->offset, write.event->data);
+    if (fate == 2) write_parts(after->content_, write.event->offset, write.event->data, random);
+  }
+  return after;
+}
+
+Bytes SimDisk::peek(uint64_t offset, uint64_t length) const {
+  Bytes bytes(length);
+  content_.read(offset, bytes);
+  return bytes;
+}
+
+std::shared_ptr<SimDisk> SimDisk::copy() const {
+  auto other = std::make_shared<SimDisk>(name_, size_, block_size_);
+  other->content_ = content_;
+  return other;
+}
+
+}  // namespace cowd::sim
