@@ -23,7 +23,7 @@ static struct dmu_device *dmu_channel_dev(struct file *file)
 {
 	struct dmu_channel *ch = file->private_data;
 
-	/* Pairs with dmu_channel_bind. */
+	/* Pairs with the release in dmu_channel_bind. */
 	return smp_load_acquire(&ch->dev);
 }
 
@@ -103,6 +103,7 @@ static int dmu_channel_bind(struct dmu_channel *ch, struct dmu_device *dev, stru
 		dev->epoch++;
 		dmu_replay_reset(dev);
 		dmu_attach_reply(dev, a);
+		/* Pairs with the acquire in dmu_channel_dev. */
 		smp_store_release(&ch->dev, dev);
 		queue_work(dev->wq, &dev->drain_work);
 		dmu_event(dev);

@@ -7,7 +7,7 @@
 #include <linux/device-mapper.h>
 #include <linux/version.h>
 
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 5, 0)
+#if KERNEL_VERSION(6, 5, 0) > LINUX_VERSION_CODE
 #define dmu_mode_ro(mode)	((mode) & ~FMODE_WRITE)
 #define dmu_mode_is_rw(mode)	((mode) & FMODE_WRITE)
 #else
@@ -19,7 +19,7 @@ static inline void dmu_limit_discards(struct queue_limits *limits,
 				      unsigned int granularity)
 {
 	limits->discard_granularity = granularity;
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 9, 0)
+#if KERNEL_VERSION(6, 9, 0) > LINUX_VERSION_CODE
 	limits->max_discard_sectors = UINT_MAX >> SECTOR_SHIFT;
 #endif
 	limits->max_hw_discard_sectors = UINT_MAX >> SECTOR_SHIFT;

@@ -79,6 +79,7 @@ void dmu_extent_snapshot(struct dmu_extent *e, struct dmu_map *map)
 	map->flags = e->flags;
 	map->granule = e->granule;
 	map->granule_shift = e->granule_shift;
+	/* Pairs with the release in dmu_set_bits. */
 	if ((map->flags & DMU_F_COPY_FIRST) && smp_load_acquire(&e->promoted)) {
 		map->read = map->write;
 		map->flags &= ~(DMU_F_COPY_FIRST | DMU_F_SYNC);

@@ -11,14 +11,14 @@
 
 #include "dmu.h"
 
-#define F_ID		(1U << 0)
-#define F_RANGE		(1U << 1)
-#define F_SEQ		(1U << 2)
-#define F_GEN		(1U << 3)
-#define F_SIDES		(1U << 4)
-#define F_GRANULE	(1U << 5)
-#define F_ERROR		(1U << 6)
-#define F_DATA		(1U << 7)
+#define F_ID		BIT(0)
+#define F_RANGE		BIT(1)
+#define F_SEQ		BIT(2)
+#define F_GEN		BIT(3)
+#define F_SIDES		BIT(4)
+#define F_GRANULE	BIT(5)
+#define F_ERROR		BIT(6)
+#define F_DATA		BIT(7)
 
 #define MAP_FLAGS (DMU_F_COPY_FIRST | DMU_F_OVERLAY | DMU_F_SYNC | DMU_F_VOLATILE | \
 		   DMU_F_TEMPORARY | DMU_F_UNCOMMITTED)

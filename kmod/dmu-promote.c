@@ -287,7 +287,7 @@ static void dmu_set_bits(struct dmu_promotion *p)
 		if (p->flags & DMU_F_VOLATILE)
 			p->leaf->keep = true;
 	} else {
-		/* Pairs with dmu_extent_snapshot. */
+		/* Pairs with the acquire in dmu_extent_snapshot. */
 		smp_store_release(&p->extent->promoted, true);
 	}
 }

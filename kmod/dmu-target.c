@@ -158,7 +158,7 @@ static int dmu_ctr(struct dm_target *ti, unsigned int argc, char **argv)
 	int r;
 
 	if (argc < 5) {
-		ti->error = "Not enough arguments: <key> <#features> [feature...] <#dests> {<dest> ro|rw}...";
+		ti->error = "Not enough arguments";
 		return -EINVAL;
 	}
 	key = dm_shift_arg(&as);

@@ -16,6 +16,7 @@
 #define DMU_H
 
 #include <linux/bio.h>
+#include <linux/bits.h>
 #include <linux/device-mapper.h>
 #include <linux/list.h>
 #include <linux/mempool.h>
@@ -181,13 +182,13 @@ struct dmu_item {
 };
 
 /* dmu_io.flags */
-#define DMU_IO_FINAL	(1U << 0)	/* completion is decided */
-#define DMU_IO_FUA	(1U << 1)
-#define DMU_IO_SYNC	(1U << 2)	/* went through a SYNC extent */
-#define DMU_IO_FLUSH	(1U << 3)	/* an empty flush, or the flush after FUA */
-#define DMU_IO_WAS_SENT	(1U << 4)	/* the clone itself was submitted once */
-#define DMU_IO_HELD	(1U << 5)	/* done at the destination, waits for the daemon */
-#define DMU_IO_NOWAIT	(1U << 6)	/* in map, and may not park */
+#define DMU_IO_FINAL	BIT(0)	/* completion is decided */
+#define DMU_IO_FUA	BIT(1)
+#define DMU_IO_SYNC	BIT(2)	/* went through a SYNC extent */
+#define DMU_IO_FLUSH	BIT(3)	/* an empty flush, or the flush after FUA */
+#define DMU_IO_WAS_SENT	BIT(4)	/* the clone itself was submitted once */
+#define DMU_IO_HELD	BIT(5)	/* done at the destination, waits for the daemon */
+#define DMU_IO_NOWAIT	BIT(6)	/* in map, and may not park */
 
 #define DMU_NO_PHASE	2
 
@@ -264,7 +265,7 @@ struct dmu_device {
 	dev_t devt;
 	char key[DMU_KEY_MAX];
 
-	spinlock_t lock;
+	spinlock_t lock;		/* all below but for what is per CPU or says otherwise */
 	struct dmu_target *live;	/* NULL before the first resume, after the last dtr */
 	u64 sectors;
 	unsigned int max_extents;
@@ -358,7 +359,8 @@ struct dmu_extent *dmu_extent_next(struct dmu_device *dev, u64 sector);
 /* dmu-leaf.c. Under lock, but for dmu_leaf_find (RCU). */
 struct dmu_leaf *dmu_leaf_find(struct dmu_extent *e, u32 index);
 struct dmu_leaf *dmu_leaf_alloc(struct dmu_device *dev);	/* no lock */
-void dmu_leaf_insert(struct dmu_device *dev, struct dmu_extent *e, struct dmu_leaf *leaf, u32 index);
+void dmu_leaf_insert(struct dmu_device *dev, struct dmu_extent *e, struct dmu_leaf *leaf,
+		     u32 index);
 void dmu_leaf_kill(struct dmu_device *dev, struct dmu_leaf *leaf);
 void dmu_leaf_put(struct dmu_leaf *leaf);
 void dmu_leaf_span(const struct dmu_extent *e, u32 index, u64 *start, u64 *len);
@@ -404,10 +406,12 @@ void dmu_abort_all(struct list_head *ios, blk_status_t status);	/* the same */
 void dmu_retry(struct dmu_io *io);				/* under lock */
 int dmu_fill(struct dmu_io *io, u64 sector, const void __user *data, u32 bytes);
 void dmu_copied(struct dmu_promotion *p);
+
 static inline bool dmu_io_reads(const struct dmu_io *io)
 {
-	return !op_is_write((__force unsigned int)(io->opf & REQ_OP_MASK));
+	return !op_is_write(io->opf);
 }
+
 
 static inline struct bio *dmu_io_bio(struct dmu_io *io)
 {

@@ -114,19 +114,25 @@ enum dmu_kernel_msg {
 	 * promotion up to seq durable. Answers: ACK (counts as COMMITTED(seq)), FAIL.
 	 */
 	DMU_MSG_FLUSH = 4,
-	/* A discard of [sector, len) where no overlay serves it. id.
+	/*
+	 * A discard of [sector, len) where no overlay serves it. id.
 	 * Answers: ACK (done, or ignored), MAP with a write side (the discard is
-	 * passed down to it), FAIL. */
+	 * passed down to it), FAIL.
+	 */
 	DMU_MSG_DISCARD = 5,
-	/* Zeroes are to be written to [sector, len) and no write side is known.
-	 * id. Answers: MAP with a write side, ACK (reads give zeroes now), FAIL. */
+	/*
+	 * Zeroes are to be written to [sector, len) and no write side is known.
+	 * id. Answers: MAP with a write side, ACK (reads give zeroes now), FAIL.
+	 */
 	DMU_MSG_ZERO = 6,
 	/* No I/O that used what INVALIDATE(id) dropped is under way any more. id, gen. */
 	DMU_MSG_INVALIDATED = 7,
 	/* All that an earlier daemon left has been told. gen. */
 	DMU_MSG_REPLAY_DONE = 8,
-	/* A write of [sector, len) failed at write_dest, write_sector with error
-	 * (ENOSPC) and is held. id. Answers: RETRY (there is room now), FAIL. */
+	/*
+	 * A write of [sector, len) failed at write_dest, write_sector with error
+	 * (ENOSPC) and is held. id. Answers: RETRY (there is room now), FAIL.
+	 */
 	DMU_MSG_ERROR = 9,
 };
 
@@ -155,8 +161,10 @@ enum dmu_daemon_msg {
 	 * gen (as MAP). OR-ed with what the kernel knows.
 	 */
 	DMU_MSG_BITMAP = 33,
-	/* Bytes for the read FAULT id, from sector on: data, data_len (a multiple
-	 * of 512, at most DMU_DATA_MAX); sector, len say the same in sectors. */
+	/*
+	 * Bytes for the read FAULT id, from sector on: data, data_len (a multiple
+	 * of 512, at most DMU_DATA_MAX); sector, len say the same in sectors.
+	 */
 	DMU_MSG_DATA = 34,
 	/* id fails with error (a positive errno; 0 means EIO). */
 	DMU_MSG_FAIL = 35,
@@ -164,8 +172,10 @@ enum dmu_daemon_msg {
 	DMU_MSG_ACK = 36,
 	/* Everything up to seq is durable. EINVAL if seq was not read yet. */
 	DMU_MSG_COMMITTED = 37,
-	/* Forget [sector, sector + len): extents, and leaves of overlays that are
-	 * not wholly in it. id: the daemon's, not 0; INVALIDATED(id) follows. */
+	/*
+	 * Forget [sector, sector + len): extents, and leaves of overlays that are
+	 * not wholly in it. id: the daemon's, not 0; INVALIDATED(id) follows.
+	 */
 	DMU_MSG_INVALIDATE = 38,
 	/* Submit again what ERROR id told of. */
 	DMU_MSG_RETRY = 39,
@@ -177,13 +187,25 @@ enum dmu_daemon_msg {
 #define DMU_F_LEAF		(1U << 2)
 /* flags of PROMOTED */
 #define DMU_F_REPLAY		(1U << 3)
-/* flags of MAP (DMU_F_VOLATILE also of PROMOTED) */
-#define DMU_F_COPY_FIRST	(1U << 8)	/* the whole range is one granule: its first write copies from the read side what it does not cover */
-#define DMU_F_OVERLAY		(1U << 9)	/* granules not promoted are read from the read side; a first write promotes */
-#define DMU_F_SYNC		(1U << 10)	/* hold the write that promotes (any write, if the extent is plain) until ACK of DONE */
-#define DMU_F_VOLATILE		(1U << 11)	/* nothing is ever committed: FLUSH never asks */
-#define DMU_F_TEMPORARY		(1U << 12)	/* for the bios of this fault only */
-#define DMU_F_UNCOMMITTED	(1U << 13)	/* metadata does not back this yet: told as PROMOTED at once if plain, at its first write if COPY_FIRST; implied by OVERLAY */
+/*
+ * flags of MAP (DMU_F_VOLATILE also of PROMOTED):
+ * COPY_FIRST	the whole range, at most 65536 sectors, is one granule: its first
+ *		write copies from the read side what it does not cover
+ * OVERLAY	granules not promoted are read from the read side; the first write
+ *		of a granule promotes it
+ * SYNC		hold the write that promotes (under a plain extent: every write)
+ *		until the ACK of DONE
+ * VOLATILE	nothing is ever committed: FLUSH never asks
+ * TEMPORARY	for the bios of this fault only
+ * UNCOMMITTED	metadata does not back this yet: told as PROMOTED at once if the
+ *		extent is plain, at its first write if COPY_FIRST; OVERLAY implies it
+ */
+#define DMU_F_COPY_FIRST	(1U << 8)
+#define DMU_F_OVERLAY		(1U << 9)
+#define DMU_F_SYNC		(1U << 10)
+#define DMU_F_VOLATILE		(1U << 11)
+#define DMU_F_TEMPORARY		(1U << 12)
+#define DMU_F_UNCOMMITTED	(1U << 13)
 /* flags of BITMAP */
 #define DMU_F_ALL		(1U << 16)
 
