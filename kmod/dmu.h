@@ -377,6 +377,7 @@ enum dmu_begin {
 	DMU_WOULD_PARK,		/* DMU_IO_NOWAIT */
 	DMU_REFUSED,		/* io->status says why */
 };
+
 enum dmu_begin dmu_promote_begin(struct dmu_io *io, struct dmu_plan *plan,
 				 struct dmu_promotion **out);	/* RCU */
 bool dmu_promote_copies(struct dmu_promotion *p, const struct dmu_plan *plan, struct bio *bio);
@@ -411,7 +412,6 @@ static inline bool dmu_io_reads(const struct dmu_io *io)
 {
 	return !op_is_write(io->opf);
 }
-
 
 static inline struct bio *dmu_io_bio(struct dmu_io *io)
 {
