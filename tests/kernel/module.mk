@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Programs that run as root in the lab's machine, against the real module: one a
+# rule of the design (K1 ... K14), the cases in them named after it.
+
+kernel-test-support := $(addprefix tests/kernel/,case.cc rescue.cc disks.cc io.cc target.cc cow.cc)
+kernel-tests := $(notdir $(basename $(wildcard tests/kernel/k[0-9]*.cc)))
+
+KERNEL_TESTS += $(kernel-tests)
+
+define kernel-test
+$(1)_SRCS   := tests/kernel/$(1).cc $(kernel-test-support)
+$(1)_USES   := libdmu
+$(1)_LDLIBS := -lpthread
+endef
+$(foreach t,$(kernel-tests),$(eval $(call kernel-test,$(t))))
