@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "formats/dscow/bitmap.hh"
+
+#include <algorithm>
+#include <exception>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "formats/common/parallel.hh"
+
+namespace cowd::dscow {
+namespace {
+
+constexpr size_t kPagesAtOnce = 32;
+
+}  // namespace
+
+DiskBits::DiskBits(Disk& disk, const Geometry& geometry)
+    : disk_(disk), geometry_(geometry), top_(geometry.top_bytes()), cache_(disk, geometry) {}
+
+Task<> DiskBits::load() { co_await disk_.read_at(geometry_.top_offset, top_); }
+
+Task<PagePtr> DiskBits::bits(uint64_t page) {
+  PagePtr written = empty_page();
+  if (exists(page)) written = co_await cache_.get(page);
+  // Nothing may suspend from here on.
+  if (!uncommitted_.touches(page)) co_return written;
+  auto merged = std::make_shared<Buffer>(*written);
+  uncommitted_.or_into(page, *merged);
+  co_return merged;
+}
+
+Task<> DiskBits::commit(uint64_t seq, bool data_flushed) {
+  if (!uncommitted_.freeze(seq)) co_return;
+  std::exception_ptr failure;
+  try {
+    if (!data_flushed) {
+      flushes_++;
+      co_await disk_.flush();
+    }
+    co_await write_pages();
+    flushes_++;
+    co_await disk_.flush();
+    co_await publish_new_pages();
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  if (failure) {
+    failed_commits_++;
+    uncommitted_.thaw();
+    std::rethrow_exception(failure);
+  }
+  commits_++;
+  uncommitted_.forget();
+}
+
+Task<> DiskBits::write_pages() {
+  // Pointers into the frozen set, which stays as it is until the commit ends.
+  std::vector<const Uncommitted::Pages::value_type*> pages;
+  for (const auto& entry : uncommitted_.frozen()) pages.push_back(&entry);
+  const std::function<Task<>(size_t)> write = [this, &pages](size_t i) {
+    return write_page(pages[i]->first, pages[i]->second);
+  };
+  co_await for_each_parallel(pages.size(), kPagesAtOnce, write);
+}
+
+Task<> DiskBits::write_page(uint64_t page, const std::vector<Run>& runs) {
+  PagePtr written = empty_page();
+  if (exists(page)) written = co_await cache_.get(page);
+  auto bits = std::make_shared<Buffer>(*written);
+  uint32_t low = kPageGranules, high = 0;
+  for (const Run& run : runs) {
+    set_bits(*bits, run.first, run.count);
+    low = std::min(low, run.first);
+    high = std::max(high, run.first + run.count);
+  }
+  uint64_t begin = 0, end = kBlock;
+  if (exists(page)) {
+    begin = round_down(low / 8, disk_.block_size());
+    end = round_up((high + 7) / 8, disk_.block_size());
+  }
+  page_writes_++;
+  const auto changed = std::span<const std::byte>(*bits).subspan(begin, end - begin);
+  co_await disk_.write_at(geometry_.page_offset(page) + begin, changed);
+  cache_.put(page, bits);
+}
+
+Task<> DiskBits::publish_new_pages() {
+  Buffer top = top_;
+  std::set<uint64_t> changed;  // offsets of device blocks
+  for (const auto& [page, runs] : uncommitted_.frozen()) {
+    if (exists(page)) continue;
+    set_bits(top, page, 1);
+    changed.insert(round_down(page / 8, disk_.block_size()));
+  }
+  if (changed.empty()) co_return;
+  for (const uint64_t at : changed) {
+    top_writes_++;
+    const auto block = std::span<const std::byte>(top).subspan(at, disk_.block_size());
+    co_await disk_.write_at(geometry_.top_offset + at, block);
+  }
+  flushes_++;
+  co_await disk_.flush();
+  top_ = std::move(top);
+}
+
+nlohmann::json DiskBits::stats() const {
+  return {{"pages", count_bits(top_)},
+          {"pages_cached", cache_.size()},
+          {"page_reads", cache_.reads()},
+          {"page_writes", page_writes_},
+          {"top_writes", top_writes_},
+          {"flushes", flushes_},
+          {"commits", commits_},
+          {"failed_commits", failed_commits_},
+          {"uncommitted_granules", uncommitted_.granules()}};
+}
+
+Task<PagePtr> MemoryBits::bits(uint64_t page) {
+  const auto found = pages_.find(page);
+  if (found == pages_.end()) co_return empty_page();
+  co_return std::make_shared<const Buffer>(*found->second);
+}
+
+void MemoryBits::add(uint64_t first, uint64_t count, uint64_t) {
+  while (count != 0) {
+    const uint64_t offset = first % kPageGranules;
+    const uint64_t part = std::min<uint64_t>(count, kPageGranules - offset);
+    std::shared_ptr<Buffer>& page = pages_[first / kPageGranules];
+    if (!page) page = std::make_shared<Buffer>(kBlock);
+    set_bits(*page, offset, part);
+    first += part;
+    count -= part;
+  }
+}
+
+Task<> MemoryBits::commit(uint64_t, bool) { co_return; }
+
+nlohmann::json MemoryBits::stats() const {
+  uint64_t granules = 0;
+  for (const auto& [page, bits] : pages_) granules += count_bits(*bits);
+  return {{"pages", pages_.size()}, {"promoted_granules", granules}};
+}
+
+}  // namespace cowd::dscow

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// What the plugin's descriptor offers, one function a source file.
+#pragma once
+
+#include <memory>
+
+#include <nlohmann/json_fwd.hpp>
+
+#include "formats/dscow/header.hh"
+#include "formats/plugin.hh"
+
+namespace cowd::dscow {
+
+Task<> create(CreateRequest request);
+Task<std::unique_ptr<Image>> open(OpenRequest request);
+Task<nlohmann::json> info(std::shared_ptr<Disk> top);
+Task<CheckResult> check(CheckRequest request);
+
+// Throws if the disk is shorter than its header says.
+void require_room(const Disk& store, const Header& header);
+
+}  // namespace cowd::dscow
