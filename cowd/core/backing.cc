@@ -3,7 +3,9 @@
 
 #include "cowd/core/backing.hh"
 
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/loop.hh"
@@ -77,6 +79,17 @@ Backing open_backing(std::shared_ptr<AsyncIo> io, const Component& component, Ba
   auto disk = BlockDisk::open(std::move(io), component.path, mode_for(use));
   const dev_t dev = disk->device();
   return {std::move(disk), component.path, dev, nullptr};
+}
+
+bool backing_in_use(const Component& component) {
+  struct stat info {};
+  if (component.kind != Component::Kind::path || stat(component.path.c_str(), &info) < 0)
+    return false;
+  if (S_ISREG(info.st_mode)) return !LoopDevice::find(component.path).empty();
+  if (!S_ISBLK(info.st_mode)) return false;
+  const int fd = open(component.path.c_str(), O_RDONLY | O_EXCL | O_CLOEXEC | O_NONBLOCK);
+  if (fd >= 0) close(fd);
+  return fd < 0 && errno == EBUSY;
 }
 
 uint64_t backing_size(const std::string& path) {

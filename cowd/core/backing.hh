@@ -33,6 +33,10 @@ enum class BackingUse {
 // iscsi, transient: named, not served by this version), each with its sentence.
 Backing open_backing(std::shared_ptr<AsyncIo> io, const Component& component, BackingUse use);
 
+// Whether something holds it: a claim of the kernel on a block device (a mount, dm), a
+// loop device of a file. False for what cannot be looked at.
+bool backing_in_use(const Component& component);
+
 // The block device size, or the file's, of a path; bytes.
 uint64_t backing_size(const std::string& path);
 

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "cowd/cowctl/options.hh"
+
+#include <iostream>
+
+#include <CLI/CLI.hpp>
+
+#include "build/config.h"
+#include "cowd/core/control_client.hh"
+#include "cowd/core/error.hh"
+
+namespace cowctl {
+
+namespace {
+
+constexpr const char* kDevice =
+    "a device's name, its path below /dev/mapper, or the specification it was attached by";
+constexpr const char* kSpec = "disk specification, FORMAT:TOP[:BASE] or @NAME";
+
+class CommandLine {
+ public:
+  CommandLine() : app_("Makes, serves and inspects disks of cowd.", "cowctl") {
+    app_.require_subcommand(1);
+    app_.set_help_flag("-h,--help", "say what there is and exit");
+    app_.set_version_flag("-V,--version", std::string("cowctl ") + DMU_VERSION,
+                          "print cowctl's version and exit");
+    app_.add_flag("--json", o_.json, "print JSON");
+    app_.add_flag("-q,--quiet", o_.quiet, "print errors only");
+    app_.add_flag("--progress", o_.progress, "show progress even if stderr is no terminal");
+    app_.add_option("--socket", o_.socket, "cowd's control socket")
+        ->type_name("PATH")
+        ->default_str(cowd::kControlSocket);
+    app_.add_option("--plugin-dir", o_.plugin_dirs, "where to look for format plugins first")
+        ->type_name("DIR")
+        ->allow_extra_args(false);
+    app_.footer(
+        "Options that stand before a command may stand after it too.\n"
+        "cowctl COMMAND --help tells a command's own. The manual: cowctl(8).");
+    add_offline_commands();
+    add_attach();
+    add_device_commands();
+    add_daemon_commands();
+  }
+
+  Parsed parse(int argc, const char* const* argv) {
+    try {
+      app_.parse(argc, argv);
+    } catch (const CLI::ParseError& e) {
+      if (e.get_exit_code() == 0) {
+        app_.exit(e, std::cout, std::cerr);
+        return {o_, true};
+      }
+      throw cowd::Error(EINVAL, sentence(e.what()));
+    }
+    if (o_.socket.empty()) o_.socket = cowd::kControlSocket;
+    o_.command = app_.get_subcommands().front()->get_name();
+    return {o_, false};
+  }
+
+ private:
+  CLI::App* command(const std::string& name, const std::string& what) {
+    CLI::App* sub = app_.add_subcommand(name, what);
+    sub->fallthrough();
+    sub->set_help_flag("-h,--help", "say what there is and exit");
+    return sub;
+  }
+
+  CLI::Option* target(CLI::App* sub, const char* name, const char* what) {
+    return sub->add_option(name, o_.target, what)->type_name("")->required();
+  }
+
+  void add_offline_commands() {
+    CLI::App* create = command("create", "make an image");
+    target(create, "SPEC", kSpec);
+    create->add_option("SIZE", o_.size, "of the disk, such as 10G; default: that of BASE")
+        ->type_name("");
+    create->add_option("-o", o_.create_options, "an option of the format; -o help lists them")
+        ->type_name("NAME=VALUE")
+        ->delimiter(',')
+        ->allow_extra_args(false);
+    create->add_flag("--force", o_.force, "overwrite what looks like data");
+
+    CLI::App* info = command("info", "describe an image, or an attached device");
+    target(info, "SPEC|DEVICE", kDevice);
+
+    CLI::App* map = command("map", "show where the data of each range is");
+    target(map, "SPEC|DEVICE", kDevice);
+    map->add_option("--start-offset", o_.start_offset, "begin there")->type_name("OFFSET");
+    map->add_option("--max-length", o_.max_length, "no more than this")->type_name("LENGTH");
+
+    CLI::App* check = command("check", "check an image that is not attached");
+    target(check, "SPEC", kSpec);
+    check->add_flag("--repair", o_.repair, "repair what can be repaired");
+    check->add_flag("-U,--force-share", o_.force_share,
+                    "check what is in use, without repair; findings may be passing states");
+  }
+
+  void add_attach() {
+    CLI::App* attach = command("attach", "serve a disk as a device");
+    target(attach, "SPEC", kSpec);
+    attach->add_option("--name", o_.name, "of the device; default: made from SPEC")
+        ->type_name("NAME");
+    attach->add_option("--durability", o_.durability, "flush, always or transient")
+        ->type_name("MODE")
+        ->check(CLI::IsMember({"flush", "always", "transient"}));
+    attach->add_flag("--read-only", o_.read_only, "never write to it");
+    attach->add_option("--no-daemon", o_.no_daemon, "what I/O does while no cowd is there: queue or fail")
+        ->type_name("MODE")
+        ->check(CLI::IsMember({"queue", "fail"}));
+    attach->add_option("--no-daemon-seconds", o_.no_daemon_seconds, "after how long it fails")
+        ->type_name("SECONDS");
+    attach->add_option("--max-extents", o_.max_extents, "the most extents the kernel keeps")
+        ->type_name("N");
+    target(command("detach", "commit, stop serving and remove a device"), "DEVICE", kDevice);
+  }
+
+  void add_device_commands() {
+    command("list", "list the attached devices");
+    CLI::App* stats = command("stats", "show counters of all devices or of one");
+    stats->add_option("DEVICE", o_.target, kDevice)->type_name("");
+    target(command("pause", "commit and suspend a device"), "DEVICE", kDevice);
+    target(command("resume", "let a paused device go on"), "DEVICE", kDevice);
+  }
+
+  void add_daemon_commands() {
+    CLI::App* events = command("events", "show what has happened");
+    events->add_flag("--follow", o_.follow, "and what happens, until interrupted");
+    events->add_option("--since", o_.since, "only events after this number")->type_name("NUMBER");
+    command("version", "print the versions of cowctl, cowd and their interfaces");
+    CLI::App* level = command("log-level", "set how much cowd logs");
+    level->add_option("LEVEL", o_.level, "error, warning, info, debug or trace")
+        ->type_name("")
+        ->required();
+  }
+
+  // What CLI11 says as one line, with the way to learn more.
+  std::string sentence(std::string what) const {
+    for (char& c : what)
+      if (c == '\n') c = ' ';
+    while (!what.empty() && (what.back() == '.' || what.back() == ' ')) what.pop_back();
+    const auto used = app_.get_subcommands();
+    return what + "; see cowctl " + (used.empty() ? "" : used.front()->get_name() + " ") + "--help.";
+  }
+
+  CLI::App app_;
+  Options o_;
+};
+
+}  // namespace
+
+Parsed parse_command_line(int argc, const char* const* argv) {
+  return CommandLine().parse(argc, argv);
+}
+
+}  // namespace cowctl
