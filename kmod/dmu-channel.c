@@ -44,9 +44,11 @@ static void dmu_channel_unbind(struct dmu_channel *ch, struct dmu_device *dev)
 
 	spin_lock_irq(&dev->lock);
 	dev->channel = NULL;
+	dev->attach_no++;
 	dev->replay_wanted = false;
 	dev->replaying = false;
 	dmu_items_requeue_sent(dev);
+	list_splice_init(&dev->invalidating, &dev->invalidated);
 	list_for_each_entry_safe(inv, next, &dev->invalidated, list) {
 		list_del(&inv->list);
 		mempool_free(inv, &dev->invalidation_pool);

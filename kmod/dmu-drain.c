@@ -59,7 +59,7 @@ static void dmu_drain(struct dmu_device *dev)
 void dmu_drain_work(struct work_struct *work)
 {
 	struct dmu_device *dev = container_of(work, struct dmu_device, drain_work);
-	struct dmu_invalidation *inv;
+	struct dmu_invalidation *inv, *next;
 	u64 attach_no;
 	LIST_HEAD(now);
 
@@ -71,11 +71,15 @@ void dmu_drain_work(struct work_struct *work)
 	dmu_drain(dev);
 
 	spin_lock_irq(&dev->lock);
-	list_for_each_entry(inv, &now, list)
-		inv->gen = dev->gen;
-	list_splice_tail(&now, &dev->invalidated);
-	if (attach_no == dev->attach_no)
+	if (attach_no == dev->attach_no) {
 		dev->replay_wanted = false;
+		list_for_each_entry(inv, &now, list)
+			inv->gen = dev->gen;
+		list_splice_tail_init(&now, &dev->invalidated);
+	}
 	spin_unlock_irq(&dev->lock);
+	/* Whoever asked for these has gone. */
+	list_for_each_entry_safe(inv, next, &now, list)
+		mempool_free(inv, &dev->invalidation_pool);
 	dmu_wake(dev);
 }

@@ -47,6 +47,14 @@ static int check_range(struct dmu_device *dev, const struct dmu_msg *m)
 	return 0;
 }
 
+/* Nothing smaller than a logical block can be read or written below. */
+static bool is_aligned(struct dmu_device *dev, const struct dmu_msg *m)
+{
+	u32 mask = (dev->logical_block_size >> SECTOR_SHIFT) - 1;
+
+	return !((m->sector | m->len | m->read_sector | m->write_sector | m->granule) & mask);
+}
+
 static bool same_or_zero(const struct dmu_side *side)
 {
 	return side->dest < DMU_DEST_ZERO || !side->sector;
@@ -62,7 +70,7 @@ static int check_map(struct dmu_device *dev, const struct dmu_msg *m, const stru
 		return r;
 	if (!dev->live)
 		return -ENODEV;
-	if (!same_or_zero(&e->read) || !same_or_zero(&e->write))
+	if (!is_aligned(dev, m) || !same_or_zero(&e->read) || !same_or_zero(&e->write))
 		return -EINVAL;
 	r = dmu_check_side(dev->live, &e->read, e->len, false);
 	if (!r)
