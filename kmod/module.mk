@@ -1,2 +1,3 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 KMODS += dm-userspace
+INSTALL_DKMS += kmod/dkms.conf.in
