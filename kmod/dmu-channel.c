@@ -107,7 +107,7 @@ static int dmu_channel_bind(struct dmu_channel *ch, struct dmu_device *dev, stru
 		dmu_attach_reply(dev, a);
 		/* Pairs with the acquire in dmu_channel_dev. */
 		smp_store_release(&ch->dev, dev);
-		queue_work(dev->wq, &dev->drain_work);
+		dmu_drain(dev);
 		dmu_event(dev);
 	}
 	spin_unlock_irq(&dev->lock);

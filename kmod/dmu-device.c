@@ -50,6 +50,7 @@ static void dmu_device_init_state(struct dmu_device *dev)
 	dev->gen = 1;
 	INIT_LIST_HEAD(&dev->lru);
 	INIT_LIST_HEAD(&dev->invalidating);
+	INIT_LIST_HEAD(&dev->draining_now);
 	INIT_LIST_HEAD(&dev->invalidated);
 	INIT_LIST_HEAD(&dev->promoted);
 	INIT_LIST_HEAD(&dev->promoted_volatile);
@@ -60,7 +61,6 @@ static void dmu_device_init_state(struct dmu_device *dev)
 	INIT_LIST_HEAD(&dev->copied);
 	for (i = 0; i < DMU_ID_BUCKETS; i++)
 		INIT_HLIST_HEAD(&dev->ids[i]);
-	init_waitqueue_head(&dev->drained);
 	init_waitqueue_head(&dev->readable);
 	INIT_WORK(&dev->run_work, dmu_run_work);
 	INIT_WORK(&dev->drain_work, dmu_drain_work);
@@ -198,6 +198,7 @@ void dmu_device_put(struct dmu_device *dev)
 	if (!refcount_dec_and_test(&dev->ref))
 		return;
 	drain_workqueue(dev->wq);
+	list_splice_init(&dev->invalidating, &dev->invalidated);
 	list_for_each_entry_safe(inv, next, &dev->invalidated, list)
 		mempool_free(inv, &dev->invalidation_pool);
 	/* Extents and leaves go back to the pools after a grace period. */

@@ -21,15 +21,15 @@ u8 dmu_inflight_get(struct dmu_device *dev)
 }
 
 /*
- * The section orders the count before the look at draining: dmu_drain_work sets
- * that and waits for a grace period before it sums.
+ * The section orders the count before the look at draining: dmu_drain_begin sets
+ * that and waits for a grace period before anybody sums.
  */
 void dmu_inflight_put(struct dmu_device *dev, u8 phase)
 {
 	rcu_read_lock();
 	this_cpu_dec(dev->inflight->n[phase]);
-	if (unlikely(READ_ONCE(dev->draining)))
-		wake_up(&dev->drained);
+	if (unlikely(READ_ONCE(dev->draining)) && phase != READ_ONCE(dev->phase))
+		queue_work(dev->wq, &dev->drain_work);
 	rcu_read_unlock();
 }
 
@@ -44,42 +44,65 @@ static long dmu_inflight_sum(struct dmu_device *dev, u8 phase)
 	return sum;
 }
 
-static void dmu_drain(struct dmu_device *dev)
+/* Asks for a drain that begins from now on. Under lock. */
+void dmu_drain(struct dmu_device *dev)
 {
-	u8 old = dev->phase;
-
-	WRITE_ONCE(dev->draining, true);
-	WRITE_ONCE(dev->phase, !old);
-	synchronize_rcu();
-	wait_event(dev->drained, !dmu_inflight_sum(dev, old));
-	WRITE_ONCE(dev->draining, false);
+	lockdep_assert_held(&dev->lock);
+	dev->drain_wanted = true;
+	queue_work(dev->wq, &dev->drain_work);
 }
 
-/* One at a time: a work item never runs twice at once. */
+static bool dmu_drain_begin(struct dmu_device *dev)
+{
+	bool wanted;
+
+	spin_lock_irq(&dev->lock);
+	wanted = dev->drain_wanted;
+	dev->drain_wanted = false;
+	dev->drain_attach_no = dev->attach_no;
+	list_splice_tail_init(&dev->invalidating, &dev->draining_now);
+	spin_unlock_irq(&dev->lock);
+	if (!wanted)
+		return false;
+	WRITE_ONCE(dev->draining, true);
+	WRITE_ONCE(dev->phase, !dev->phase);
+	synchronize_rcu();
+	return true;
+}
+
+static void dmu_drain_end(struct dmu_device *dev)
+{
+	struct dmu_invalidation *inv, *next;
+	LIST_HEAD(orphans);
+
+	WRITE_ONCE(dev->draining, false);
+	spin_lock_irq(&dev->lock);
+	list_splice_init(&dev->draining_now, &orphans);
+	if (dev->drain_attach_no == dev->attach_no) {
+		dev->replay_wanted = false;
+		list_for_each_entry(inv, &orphans, list)
+			inv->gen = dev->gen;
+		list_splice_tail_init(&orphans, &dev->invalidated);
+	}
+	if (dev->drain_wanted)
+		queue_work(dev->wq, &dev->drain_work);
+	spin_unlock_irq(&dev->lock);
+	dmu_wake(dev);
+	/* Whoever asked for these has gone. */
+	list_for_each_entry_safe(inv, next, &orphans, list)
+		mempool_free(inv, &dev->invalidation_pool);
+}
+
+/*
+ * Never blocks on I/O: what it waits for may need this very workqueue. It is
+ * queued again by whatever I/O of the old phase ends.
+ */
 void dmu_drain_work(struct work_struct *work)
 {
 	struct dmu_device *dev = container_of(work, struct dmu_device, drain_work);
-	struct dmu_invalidation *inv, *next;
-	u64 attach_no;
-	LIST_HEAD(now);
 
-	spin_lock_irq(&dev->lock);
-	list_splice_init(&dev->invalidating, &now);
-	attach_no = dev->attach_no;
-	spin_unlock_irq(&dev->lock);
-
-	dmu_drain(dev);
-
-	spin_lock_irq(&dev->lock);
-	if (attach_no == dev->attach_no) {
-		dev->replay_wanted = false;
-		list_for_each_entry(inv, &now, list)
-			inv->gen = dev->gen;
-		list_splice_tail_init(&now, &dev->invalidated);
-	}
-	spin_unlock_irq(&dev->lock);
-	/* Whoever asked for these has gone. */
-	list_for_each_entry_safe(inv, next, &now, list)
-		mempool_free(inv, &dev->invalidation_pool);
-	dmu_wake(dev);
+	if (!dev->draining && !dmu_drain_begin(dev))
+		return;
+	if (!dmu_inflight_sum(dev, !dev->phase))
+		dmu_drain_end(dev);
 }

@@ -496,7 +496,7 @@ static int msg_invalidate(struct dmu_device *dev, const struct dmu_msg *m)
 		dev->n.invalidations++;
 		list_add_tail(&inv->list, &dev->invalidating);
 		dmu_wake(dev);
-		queue_work(dev->wq, &dev->drain_work);
+		dmu_drain(dev);
 	}
 	spin_unlock_irq(&dev->lock);
 	if (r)

@@ -285,11 +285,13 @@ struct dmu_device {
 	u64 epoch;			/* of INVALIDATE and tables: older answers are void */
 
 	u8 phase;
-	bool draining;
+	bool draining;			/* of the drain work alone, as is phase */
+	bool drain_wanted;
+	u64 drain_attach_no;		/* for whom */
 	struct dmu_inflight __percpu *inflight;
-	wait_queue_head_t drained;
 	struct work_struct drain_work;
-	struct list_head invalidating;	/* wait for a drain */
+	struct list_head invalidating;	/* wait for a drain to begin */
+	struct list_head draining_now;	/* and to end */
 	struct list_head invalidated;	/* wait to be read */
 
 	struct rb_root_cached busy;
@@ -435,6 +437,7 @@ void dmu_wake(struct dmu_device *dev);
 /* dmu-drain.c */
 u8 dmu_inflight_get(struct dmu_device *dev);		/* RCU */
 void dmu_inflight_put(struct dmu_device *dev, u8 phase);
+void dmu_drain(struct dmu_device *dev);			/* under lock */
 void dmu_drain_work(struct work_struct *work);
 
 /* dmu-channel.c, dmu-message.c */
