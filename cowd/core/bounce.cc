@@ -13,7 +13,7 @@ namespace {
 constexpr size_t kAlignment = 4096;
 
 struct Shelf {
-  explicit Shelf(size_t keep) : keep(keep) { free.reserve(keep); }
+  explicit Shelf(size_t most) : keep(most) { free.reserve(most); }
   const size_t keep;
   std::mutex mutex;
   std::vector<std::byte*> free;

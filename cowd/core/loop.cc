@@ -25,7 +25,7 @@ namespace {
 
 // A file descriptor that closes itself.
 struct Fd {
-  explicit Fd(int value) : value(value) {}
+  explicit Fd(int fd) : value(fd) {}
   Fd(Fd&& other) noexcept : value(std::exchange(other.value, -1)) {}
   Fd& operator=(Fd&&) = delete;
   ~Fd() {

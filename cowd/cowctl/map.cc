@@ -33,9 +33,7 @@ constexpr uint64_t kLeastWindow = 1ull << 20;
 // Prints entries as they come, the last one held back until it cannot grow.
 class MapPrinter {
  public:
-  explicit MapPrinter(bool as_json) : json_(as_json) {
-    if (!json_) std::printf("%-16s%-16s%-16s%s\n", "Offset", "Length", "Mapped to", "File");
-  }
+  explicit MapPrinter(bool as_json) : json_(as_json) {}
 
   void add(const json& entry) {
     if (!held_.is_null() && continues(held_, entry)) {
@@ -48,6 +46,7 @@ class MapPrinter {
 
   void end() {
     print();
+    if (!json_) head();
     if (json_) std::printf(any_ ? "]\n" : "[]\n");
   }
 
@@ -66,7 +65,7 @@ class MapPrinter {
     if (held_.is_null()) return;
     if (json_)
       print_as_json();
-    else if (held_["data"] == true && held_["zero"] == false)
+    else
       print_as_line();
     any_ = true;
     held_ = nullptr;
@@ -86,7 +85,15 @@ class MapPrinter {
     std::printf("%s}", line.c_str());
   }
 
+  // Once, and not before the first answer is there: an error prints nothing else.
+  void head() {
+    if (!headed_) std::printf("%-16s%-16s%-16s%s\n", "Offset", "Length", "Mapped to", "File");
+    headed_ = true;
+  }
+
   void print_as_line() {
+    head();
+    if (held_["data"] != true || held_["zero"] == true) return;
     const auto hex = [&](const char* key) {
       char text[32] = "-";
       if (held_.contains(key))
@@ -98,6 +105,7 @@ class MapPrinter {
   }
 
   const bool json_;
+  bool headed_ = false;
   bool any_ = false;
   json held_;
 };

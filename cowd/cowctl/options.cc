@@ -50,7 +50,7 @@ class CommandLine {
         app_.exit(e, std::cout, std::cerr);
         return {o_, true};
       }
-      throw cowd::Error(EINVAL, sentence(e.what()));
+      throw cowd::Error(EINVAL, sentence(unknown_command(argc, argv).value_or(e.what())));
     }
     if (o_.socket.empty()) o_.socket = cowd::kControlSocket;
     o_.command = app_.get_subcommands().front()->get_name();
@@ -131,6 +131,19 @@ class CommandLine {
     level->add_option("LEVEL", o_.level, "error, warning, info, debug or trace")
         ->type_name("")
         ->required();
+  }
+
+  // CLI11 only says that it found no command; what stands in its place is more help.
+  std::optional<std::string> unknown_command(int argc, const char* const* argv) const {
+    if (!app_.get_subcommands().empty()) return std::nullopt;
+    for (int i = 1; i < argc; ++i) {
+      const std::string word = argv[i];
+      if (word == "--socket" || word == "--plugin-dir")
+        ++i;
+      else if (!word.starts_with('-'))
+        return "there is no command '" + word + "'";
+    }
+    return std::nullopt;
   }
 
   // What CLI11 says as one line, with the way to learn more.

@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The program itself: run against a format made for this test and against a cowd in
+// this process that answers by script.
+#include <utility>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <sstream>
+#include <thread>
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/local/stream_protocol.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <boost/asio/write.hpp>
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "cowd/core/json_lines.hh"
+#include "cowd/cowctl/output.hh"
+#include "cowd/cowctl/progress.hh"
+
+namespace {
+
+using cowd::JsonLines;
+using cowd::Task;
+using nlohmann::json;
+namespace asio = boost::asio;
+namespace fs = std::filesystem;
+using asio::local::stream_protocol;
+
+std::string read_file(const fs::path& path) {
+  std::ifstream file(path);
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+struct Outcome {
+  int status = -1;
+  std::string out;
+  std::string err;
+};
+
+// A cowd that has one answer for each command. Requests are kept.
+class FakeCowd {
+ public:
+  explicit FakeCowd(const std::string& path)
+      : path_(path), acceptor_(io_, stream_protocol::endpoint(path)) {
+    asio::co_spawn(io_, accept(), asio::detached);
+    thread_ = std::thread([this] { io_.run(); });
+  }
+  ~FakeCowd() {
+    io_.stop();
+    thread_.join();
+    fs::remove(path_);
+  }
+
+  std::map<std::string, std::string> answers;  // "cmd" to lines
+  std::vector<json> requests;
+
+ private:
+  Task<> accept() {
+    for (;;) {
+      auto socket = co_await acceptor_.async_accept(asio::use_awaitable);
+      asio::co_spawn(io_, serve(std::move(socket)), asio::detached);
+    }
+  }
+
+  Task<> serve(stream_protocol::socket socket) {
+    JsonLines lines(std::move(socket));
+    while (const auto request = co_await lines.read()) {
+      requests.push_back(*request);
+      const auto at = answers.find((*request)["cmd"]);
+      const std::string text =
+          at != answers.end()
+              ? at->second
+              : R"({"ok":false,"error":{"errno":"ENODEV","message":"cowd serves no such device."}})"
+                "\n";
+      co_await asio::async_write(lines.socket(), asio::buffer(text), asio::use_awaitable);
+    }
+  }
+
+  std::string path_;
+  asio::io_context io_;
+  stream_protocol::acceptor acceptor_;
+  std::thread thread_;
+};
+
+class Cowctl : public testing::Test {
+ protected:
+  void SetUp() override {
+    dir_ = fs::temp_directory_path() / ("cowctl_test." + std::to_string(getpid()));
+    fs::create_directory(dir_);
+    socket_ = dir_ / "control.sock";
+  }
+  void TearDown() override { fs::remove_all(dir_); }
+
+  // `arguments` go through the shell; %d in them is the scratch directory.
+  Outcome run(std::string arguments) {
+    for (size_t at; (at = arguments.find("%d")) != std::string::npos;)
+      arguments.replace(at, 2, dir_.string());
+    const std::string command = "build/bin/cowctl --plugin-dir build/tests/unit/plugins --socket " +
+                                socket_ + " " + arguments + " >" + (dir_ / "out").string() + " 2>" +
+                                (dir_ / "err").string();
+    const int status = std::system(command.c_str());
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_file(dir_ / "out"),
+            read_file(dir_ / "err")};
+  }
+
+  // Exit 1 and one line on stderr with `part` in it.
+  void refused(const std::string& arguments, const std::string& part) {
+    SCOPED_TRACE(arguments);
+    const Outcome result = run(arguments);
+    EXPECT_EQ(result.status, 1);
+    EXPECT_TRUE(result.err.starts_with("cowctl: ")) << result.err;
+    EXPECT_NE(result.err.find(part), std::string::npos) << result.err;
+    EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+    EXPECT_TRUE(result.err.ends_with(".\n") || result.err.ends_with("]\n")) << result.err;
+    EXPECT_EQ(result.out, "");
+  }
+
+  fs::path dir_;
+  std::string socket_;
+};
+
+TEST_F(Cowctl, NamesBadArguments) {
+  refused("", "subcommand is required");
+  refused("frobnicate", "'frobnicate'");
+  refused("list --colour", "--colour");
+  refused("list extra", "extra");
+  refused("create", "SPEC is required");
+  refused("attach raw:/x --durability often", "often");
+  refused("attach raw:/x --max-extents many", "many");
+  refused("events --since x", "--since");
+  refused("create toy", "names no TOP");
+  refused("create toy:relative 1M", "must begin with /");
+  refused("create toy:%d/x 1Z", "SIZE is '1Z'");
+  refused("create toy:%d/x -o errors 1M", "NAME=VALUE");
+  refused("create toy:%d/x -o leaks=1,leaks=2 1M", "twice");
+  refused("create nosuch:%d/x 1M", "There is no format 'nosuch'");
+  refused("create wrongabi:%d/x 1M", "plugin ABI");
+  refused("check toy:%d/x --repair --force-share", "does not go with --repair");
+  refused("check toy:%d/x", "does not exist");
+  refused("check toy:/tmp", "a directory");
+}
+
+TEST_F(Cowctl, HelpAndVersion) {
+  EXPECT_EQ(run("--help").status, 0);
+  EXPECT_NE(run("create --help").out.find("--force"), std::string::npos);
+  EXPECT_TRUE(run("--version").out.starts_with("cowctl "));
+  const Outcome offline = run("version --json");
+  EXPECT_EQ(offline.status, 0);
+  EXPECT_TRUE(json::parse(offline.out)["cowd"].is_null());
+}
+
+TEST_F(Cowctl, CreatesAndDescribes) {
+  const Outcome made = run("create toy:%d/x 4M -o errors=0,leaks=0");
+  EXPECT_EQ(made.status, 0) << made.err;
+  EXPECT_NE(made.out.find("a disk of"), std::string::npos);
+  EXPECT_EQ(run("-q create toy:%d/x2 4M -o errors=0 -o leaks=0").out, "");
+
+  const Outcome info = run("info toy:%d/x");
+  EXPECT_EQ(info.status, 0) << info.err;
+  EXPECT_TRUE(info.out.starts_with("image: " + (dir_ / "x").string() + "\nfile format: toy\nvirtual size: ")) << info.out;
+  const json object = json::parse(run("info --json toy:%d/x").out);
+  EXPECT_EQ(object["format"], "toy");
+  EXPECT_EQ(object["line"], "toy 0 0");
+  EXPECT_EQ(object["filename"], (dir_ / "x").string());
+}
+
+TEST_F(Cowctl, LeavesNoFileBehindWhenCreateFails) {
+  refused("create toy:%d/x 4M -o colour=red", "no option colour");
+  EXPECT_FALSE(fs::exists(dir_ / "x"));
+  refused("create toy:/dev/nonexistent/x 4M", "does not exist");
+  refused("create toy:%d/x", "neither SIZE nor BASE");
+}
+
+TEST_F(Cowctl, ListsCreateOptions) {
+  const Outcome help = run("create toy:%d/x -o help");
+  EXPECT_EQ(help.status, 0);
+  EXPECT_EQ(help.out, "Option  Meaning\nerrors  how many a check is to find\nleaks   the same\n");
+}
+
+TEST_F(Cowctl, CheckExitsAsQemuImgDoes) {
+  run("create toy:%d/sound 4M -o errors=0,leaks=0");
+  run("create toy:%d/corrupt 4M -o errors=3,leaks=1");
+  run("create toy:%d/leaky 4M -o errors=0,leaks=2");
+  EXPECT_EQ(run("check toy:%d/sound").status, 0);
+  EXPECT_EQ(run("check toy:%d/leaky").status, 3);
+  EXPECT_EQ(run("check toy:%d/corrupt --repair").status, 0);
+  EXPECT_EQ(run("check nocheck:%d/sound").status, 63);
+  std::ofstream(dir_ / "text") << std::string(4096, 'x');
+  EXPECT_EQ(run("check toy:%d/text").status, 1);
+
+  const Outcome corrupt = run("check toy:%d/corrupt");
+  EXPECT_EQ(corrupt.status, 2);
+  EXPECT_EQ(corrupt.out,
+            "A toy is broken.\n3 errors were found on the image.\n"
+            "1 leak was found: wasted space, no harm to data.\n64/256 granules = 25.00% allocated\n");
+  const Outcome as_json = run("check --json toy:%d/corrupt");
+  EXPECT_EQ(as_json.status, 2);
+  EXPECT_EQ(json::parse(as_json.out)["corruptions"], 3);
+  EXPECT_EQ(json::parse(as_json.out)["leaks"], 1);
+}
+
+TEST_F(Cowctl, MapsInQemuImgsSchema) {
+  std::ofstream(dir_ / "x") << "toy 0 0\n";
+  fs::resize_file(dir_ / "x", 512 * 1024);
+  const json map = json::parse(run("map --json toy:%d/x").out);
+  ASSERT_EQ(map.size(), 6u);
+  EXPECT_EQ(map[0], json::parse(R"({"start":0,"length":65536,"depth":0,"present":true,"zero":false,
+    "data":true,"compressed":false,"offset":0,"filename":"/store"})"));
+  EXPECT_EQ(map[1]["depth"], 1);
+  EXPECT_EQ(map[2], json::parse(R"({"start":131072,"length":131072,"depth":0,"present":false,
+    "zero":true,"data":false,"compressed":false})"));
+
+  EXPECT_EQ(run("map toy:%d/x --start-offset 256k --max-length 128k").out,
+            "Offset          Length          Mapped to       File\n"
+            "0x40000         0x10000         0x40000         /store\n"
+            "0x50000         0x10000         0x50000         /base\n");
+  EXPECT_EQ(run("map toy:%d/x --json --max-length 0").out, "[]\n");
+  refused("map toy:%d/x --start-offset 100", "multiples of 512");
+  refused("map toy:%d/x --start-offset 1G", "behind the end");
+}
+
+TEST_F(Cowctl, SaysThatNoCowdIsThere) {
+  for (const char* command : {"list", "stats", "events", "detach d1", "pause d1", "resume d1", "info d1",
+                              "map d1", "log-level debug", "attach raw:/dev/vg/x"})
+    refused(command, "No cowd listens on " + socket_);
+}
+
+constexpr const char* kDevice =
+    R"({"name":"d1","path":"/dev/mapper/d1","spec":"raw:/dev/vg/x","format":"raw",)"
+    R"("durability":"flush","state":"active","size":1073741824,"read_only":false,"open_count":2})";
+
+std::string ok(const std::string& result) { return "{\"ok\":true,\"result\":" + result + "}\n"; }
+
+TEST_F(Cowctl, ListsDevices) {
+  FakeCowd cowd(socket_);
+  cowd.answers["list"] = ok("{\"devices\":[" + std::string(kDevice) + "]}");
+  EXPECT_EQ(run("list").out,
+            "Name   Size  Format  Durability  State   Open  Specification\n"
+            "d1    1 GiB  raw     flush       active     2  raw:/dev/vg/x\n");
+  EXPECT_EQ(json::parse(run("list --json").out)["devices"][0]["name"], "d1");
+}
+
+TEST_F(Cowctl, AttachSendsWhatWasAsked) {
+  FakeCowd cowd(socket_);
+  cowd.answers["attach"] = ok(kDevice);
+  const Outcome plain = run("attach dmu:raw:/dev/vg/x");
+  EXPECT_EQ(plain.out, "/dev/mapper/d1\n");
+  run("attach raw:/dev/vg/x --name d1 --durability always --read-only --no-daemon fail "
+      "--no-daemon-seconds 5 --max-extents 1000 --json");
+  ASSERT_EQ(cowd.requests.size(), 2u);
+  EXPECT_EQ(cowd.requests[0], json::parse(R"({"cmd":"attach","spec":"raw:/dev/vg/x"})"));
+  EXPECT_EQ(cowd.requests[1], json::parse(R"({"cmd":"attach","spec":"raw:/dev/vg/x","name":"d1",
+    "durability":"always","read_only":true,
+    "features":{"no_daemon":"fail","no_daemon_seconds":5,"max_extents":1000}})"));
+}
+
+TEST_F(Cowctl, ShowsWhatCowdRefused) {
+  FakeCowd cowd(socket_);
+  cowd.answers["detach"] =
+      R"({"ok":false,"error":{"errno":"EBUSY","message":"d1 is open 2 times.","id":"e-7"}})" "\n";
+  refused("detach d1", "d1 is open 2 times. [e-7]");
+  refused("pause d1", "no such device");
+}
+
+TEST_F(Cowctl, StatsEventsVersion) {
+  FakeCowd cowd(socket_);
+  cowd.answers["stats"] = ok(R"({"devices":[{"name":"d1","kernel":{"faults":3},"image":{}}],"process":{"rss_bytes":4096}})");
+  cowd.answers["events"] =
+      R"({"event":{"number":1,"time":"2026-11-22T00:00:00Z","type":"attached","device":"d1","message":"It is there."}})"
+      "\n" + ok("{}");
+  cowd.answers["version"] = ok(R"({"version":"0.1.0","abi":{"control":1},"pid":7})");
+  EXPECT_EQ(run("stats").out,
+            "d1:\n    image:\n    kernel:\n        faults: 3\nprocess:\n    rss bytes: 4 KiB (4096 bytes)\n");
+  EXPECT_EQ(run("events --since 0").out, "1  2026-11-22T00:00:00Z  attached  d1  It is there.\n");
+  EXPECT_EQ(json::parse(run("events --json").out)["number"], 1);
+  EXPECT_EQ(cowd.requests[1], json::parse(R"({"cmd":"events","since":0})"));
+  EXPECT_EQ(json::parse(run("version --json").out)["cowd"]["pid"], 7);
+}
+
+TEST_F(Cowctl, AsksCowdFirstAndLooksItselfOtherwise) {
+  FakeCowd cowd(socket_);
+  run("create toy:%d/x 4M -o errors=0,leaks=0");
+  EXPECT_EQ(json::parse(run("info --json toy:%d/x").out)["format"], "toy");
+  cowd.answers["info"] = ok(R"({"name":"d1","size":1048576,"image":{"granule":4096}})");
+  EXPECT_EQ(run("info d1").out, "image:\n    granule: 4 KiB (4096 bytes)\nname: d1\nsize: 1 MiB (1048576 bytes)\n");
+}
+
+TEST_F(Cowctl, MapsAnAttachedDeviceInSmallerPiecesWhereTheAnswerIsTooLong) {
+  FakeCowd cowd(socket_);
+  cowd.answers["info"] = ok(R"({"size":2199023255552})");
+  cowd.answers["map"] = ok(R"({"map":[]})");
+  EXPECT_EQ(run("map --json d1").out, "[]\n");
+  ASSERT_EQ(cowd.requests.size(), 3u);
+  EXPECT_EQ(cowd.requests[1]["offset"], 0);
+  EXPECT_EQ(cowd.requests[2]["offset"], 1ull << 40);
+
+  cowd.answers["map"] = R"({"ok":false,"error":{"errno":"EMSGSIZE","message":"Too long."}})" "\n";
+  refused("map d1", "Too long.");
+  EXPECT_EQ(cowd.requests.back()["length"], 1 << 20);
+}
+
+TEST(Output, Table) {
+  std::ostringstream out;
+  cowctl::Table table({{"Name"}, {"Size", cowctl::Table::Align::right}, {"Note"}});
+  table.add({"grün", "7", ""});
+  table.add({"x", "1000", "a b"});
+  table.print(out);
+  EXPECT_EQ(out.str(), "Name  Size  Note\ngrün     7\nx     1000  a b\n");
+}
+
+TEST(Output, Objects) {
+  std::ostringstream out;
+  cowctl::print_object(out, json::parse(R"({"a-b":true,"list":[1,"x"],"none":null,
+    "destinations":[{"dev":"253:0"},{"dev":"253:1"}],"virtual-size":1536})"));
+  EXPECT_EQ(out.str(),
+            "a b: yes\ndestinations:\n    dev: 253:0\ndestinations:\n    dev: 253:1\n"
+            "list: 1, x\nnone: -\nvirtual size: 1.5 KiB (1536 bytes)\n");
+}
+
+TEST(Output, Progress) {
+  using std::chrono::milliseconds;
+  EXPECT_EQ(cowctl::progress_text("checking x", 1, 8, milliseconds(1500)), "checking x: 12.5 %");
+  EXPECT_EQ(cowctl::progress_text("checking x", 9, 8, milliseconds(1500)), "checking x: 100.0 %");
+  EXPECT_EQ(cowctl::progress_text("attaching x", 0, 0, milliseconds(3900)), "attaching x: 3 s");
+}
+
+}  // namespace
