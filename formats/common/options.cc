@@ -14,7 +14,8 @@ constexpr std::string_view kUnits = "KMGTP";
 // How far to shift for a suffix, or -1.
 int shift_of(std::string_view suffix) {
   if (suffix.empty()) return 0;
-  const size_t unit = kUnits.find(suffix.front());
+  const char first = suffix.front();
+  const size_t unit = kUnits.find(first >= 'a' && first <= 'z' ? static_cast<char>(first - 'a' + 'A') : first);
   const std::string_view rest = suffix.substr(1);
   if (unit == std::string_view::npos || !(rest.empty() || rest == "iB")) return -1;
   return 10 * (static_cast<int>(unit) + 1);
@@ -44,7 +45,7 @@ uint64_t take_size(Options& options, const std::string& name, uint64_t otherwise
 void refuse_others(const Options& options, const std::string& format) {
   if (options.empty()) return;
   throw Error(EINVAL, "Option " + options.begin()->first + " is not one of the format " + format +
-                          ": 'cowctl create --help' lists those it has.");
+                          ": 'cowctl create -o help' lists those it has.");
 }
 
 std::string human_size(uint64_t bytes) {
