@@ -24,7 +24,8 @@ struct Waiting : IoOp {
   using Executor = asio::associated_executor_t<Handler>;
 
   explicit Waiting(Handler h)
-      : handler(std::move(h)), work(asio::make_work_guard(asio::get_associated_executor(handler))) {}
+      : handler(std::move(h)),
+        work(asio::make_work_guard(asio::get_associated_executor(handler))) {}
 
   void complete(int64_t result) override {
     auto waiter = std::move(handler);

@@ -53,8 +53,8 @@ void work(const std::shared_ptr<Crew>& crew) {
   std::unique_lock lock(crew->mutex);
   for (;;) {
     ++crew->idle;
-    const bool woken = crew->wake.wait_for(
-        lock, kIdle, [&] { return crew->stopping || !crew->queue.empty(); });
+    const bool woken =
+        crew->wake.wait_for(lock, kIdle, [&] { return crew->stopping || !crew->queue.empty(); });
     --crew->idle;
     if (!woken || crew->queue.empty()) return;
     IoOp* op = crew->queue.front();

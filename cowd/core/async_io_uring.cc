@@ -5,12 +5,15 @@
 // backing that hangs keeps as many as its disks have requests under way.
 #include <utility>
 
+#include <cerrno>
+#include <chrono>
 #include <deque>
 #include <mutex>
 #include <vector>
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <liburing.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -25,10 +28,11 @@ namespace {
 
 constexpr unsigned kEntries = 256;
 constexpr unsigned kWorkers = 4096;
+constexpr auto kRetry = std::chrono::milliseconds(10);
 
 class UringIo : public AsyncIo, public std::enable_shared_from_this<UringIo> {
  public:
-  explicit UringIo(asio::io_context& io) : event_(io) {}
+  explicit UringIo(asio::io_context& io) : event_(io), retry_(io) {}
 
   ~UringIo() override {
     boost::system::error_code ignored;
@@ -58,7 +62,7 @@ class UringIo : public AsyncIo, public std::enable_shared_from_this<UringIo> {
   }
 
   // Moves what fits from the backlog to the ring. What the kernel does not take now
-  // (EAGAIN, EBUSY) stays in the ring and goes with the next call. mutex_ is held.
+  // (EAGAIN, EBUSY) stays in the ring and goes with a later call. mutex_ is held.
   void push() {
     while (!backlog_.empty()) {
       io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
@@ -68,7 +72,24 @@ class UringIo : public AsyncIo, public std::enable_shared_from_this<UringIo> {
       backlog_.pop_front();
       ++under_way_;
     }
-    io_uring_submit(&ring_);
+    while (io_uring_submit(&ring_) == -EINTR) {
+    }
+    if (io_uring_sq_ready(&ring_) > 0) push_later();
+  }
+
+  // The kernel was short of memory, and perhaps nothing is under way whose end would
+  // bring us here again.
+  void push_later() {
+    if (retrying_) return;
+    retrying_ = true;
+    retry_.expires_after(kRetry);
+    retry_.async_wait([weak = weak_from_this()](boost::system::error_code error) {
+      auto self = weak.lock();
+      if (!self || error) return;
+      std::lock_guard lock(self->mutex_);
+      self->retrying_ = false;
+      self->push();
+    });
   }
 
   static void prepare(io_uring_sqe* sqe, const IoOp& op) {
@@ -118,6 +139,8 @@ class UringIo : public AsyncIo, public std::enable_shared_from_this<UringIo> {
   bool ready_ = false;
   asio::posix::stream_descriptor event_;
   bool watching_ = false;
+  asio::steady_timer retry_;
+  bool retrying_ = false;
   size_t under_way_ = 0;
   std::deque<IoOp*> backlog_;
 };

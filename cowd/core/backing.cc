@@ -27,7 +27,8 @@ struct stat look_at(const std::string& path) {
   struct stat info {};
   if (stat(path.c_str(), &info) == 0) return info;
   if (errno == ENOENT)
-    throw Error(ENOENT, path + " does not exist. Check the path, and whether its volume is active.");
+    throw Error(ENOENT,
+                path + " does not exist. Check the path, and whether its volume is active.");
   throw Error(errno, path + " cannot be looked up: " + errno_text(errno) + ".");
 }
 
@@ -58,8 +59,7 @@ Backing open_through_loop(std::shared_ptr<AsyncIo> io, const std::string& path, 
                                              : use == BackingUse::top ? LoopDevice::Use::top
                                                                       : LoopDevice::Use::reattach);
   // The loop device we made is ours, whoever holds it: no claim to try.
-  const auto how =
-      use == BackingUse::base ? BlockDisk::Open::read_only : BlockDisk::Open::writable;
+  const auto how = use == BackingUse::base ? BlockDisk::Open::read_only : BlockDisk::Open::writable;
   auto disk = BlockDisk::open(std::move(io), loop->path(), how);
   disk->set_name(path);
   const dev_t dev = disk->device();
@@ -99,7 +99,8 @@ uint64_t backing_size(const std::string& path) {
 bool same_backing(const Component& a, const Component& b) {
   if (a == b) return true;
   if (a.kind != Component::Kind::path || b.kind != Component::Kind::path) return false;
-  struct stat one {}, other {};
+  struct stat one {
+  }, other{};
   if (stat(a.path.c_str(), &one) < 0 || stat(b.path.c_str(), &other) < 0) return false;
   if (S_ISBLK(one.st_mode) && S_ISBLK(other.st_mode)) return one.st_rdev == other.st_rdev;
   return one.st_dev == other.st_dev && one.st_ino == other.st_ino;

@@ -21,10 +21,10 @@ struct Backing {
 };
 
 enum class BackingUse {
-  base,      // read-only, may be shared
-  top,       // writable, nobody else may have it
-  look,      // read-only, for tools: info, map, check; a file is opened as it is, without a loop device
-  change,    // writable, nobody else may have it, for tools: create, repair; a file as with look
+  base,  // read-only, may be shared
+  top,   // writable, nobody else may have it
+  look,  // read-only, for tools (info, map, check): a file is opened without a loop device
+  change,    // writable, nobody else may have it, for tools (create, repair); a file as with look
   reattach,  // writable, already claimed by the dm device that an earlier cowd made
 };
 

@@ -27,7 +27,7 @@ Task<> run_on_thread(std::function<void()> work) {
         auto guard = asio::make_work_guard(asio::get_associated_executor(handler));
         auto waiter = std::make_shared<decltype(handler)>(std::move(handler));
         auto resume = [guard, waiter](bool ok) {
-          asio::post(guard.get_executor(), [waiter, ok] { std::move(*waiter)(ok); });
+          asio::post(guard.get_executor(), [waiter, ok] { std::move (*waiter)(ok); });
         };
         const bool started = start_thread(
             [resume, work = std::move(work)] {

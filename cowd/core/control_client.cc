@@ -43,8 +43,9 @@ Task<json> ControlClient::call(const json& request, const OnLine& on_line) {
   for (;;) {
     const std::optional<json> line = co_await lines_.read();
     if (!line)
-      throw Error(EPIPE, "cowd closed the connection before it had answered; see its log "
-                         "(journalctl -u cowd).");
+      throw Error(EPIPE,
+                  "cowd closed the connection before it had answered; see its log "
+                  "(journalctl -u cowd).");
     const auto ok = line->find("ok");
     if (ok == line->end()) {
       if (on_line) on_line(*line);

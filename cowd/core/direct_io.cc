@@ -10,8 +10,8 @@ namespace cowd {
 uint32_t direct_io_alignment([[maybe_unused]] int fd) {
 #ifdef STATX_DIOALIGN
   struct statx info {};
-  if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &info) == 0 && (info.stx_mask & STATX_DIOALIGN) &&
-      info.stx_dio_offset_align > 512)
+  if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &info) == 0 &&
+      (info.stx_mask & STATX_DIOALIGN) && info.stx_dio_offset_align > 512)
     return 4096;
 #endif
   return 512;

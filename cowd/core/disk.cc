@@ -43,8 +43,9 @@ class DiskState {
 
 namespace {
 
+// Read-only: closing it after writing would have udev look at the device again.
 bool claimed(const std::string& path) {
-  const int fd = open(path.c_str(), O_RDWR | O_EXCL | O_CLOEXEC | O_NONBLOCK);
+  const int fd = open(path.c_str(), O_RDONLY | O_EXCL | O_CLOEXEC | O_NONBLOCK);
   if (fd >= 0) close(fd);
   return fd < 0 && errno == EBUSY;
 }

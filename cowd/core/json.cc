@@ -18,8 +18,8 @@ constexpr uint64_t kSector = 512;
 // Whether b goes on where a ends, and says the same of its run.
 bool continues(const MapEntry& a, const MapEntry& b) {
   return a.range.end() == b.range.sector && a.depth == b.depth && a.present == b.present &&
-         a.zero == b.zero && a.data == b.data && a.compressed == b.compressed &&
-         !a.compressed && a.disk == b.disk && a.has_offset == b.has_offset &&
+         a.zero == b.zero && a.data == b.data && a.compressed == b.compressed && !a.compressed &&
+         a.disk == b.disk && a.has_offset == b.has_offset &&
          (!a.has_offset || a.offset + a.range.len * kSector == b.offset);
 }
 
@@ -66,7 +66,8 @@ std::optional<uint64_t> JsonArguments::number(const std::string& key) {
   const json* value = find(key);
   if (!value) return std::nullopt;
   if (!value->is_number_integer() || (!value->is_number_unsigned() && value->get<int64_t>() < 0))
-    throw Error(EINVAL, "The argument '" + key + "' of " + where_ + " must be a whole number, not less than 0.");
+    throw Error(EINVAL, "The argument '" + key + "' of " + where_ +
+                            " must be a whole number, not less than 0.");
   return value->get<uint64_t>();
 }
 
@@ -87,8 +88,7 @@ const json* JsonArguments::object(const std::string& key) {
 
 void JsonArguments::done() const {
   for (const auto& [key, value] : object_.items())
-    if (!asked_.contains(key))
-      throw Error(EINVAL, where_ + " has no argument '" + key + "'.");
+    if (!asked_.contains(key)) throw Error(EINVAL, where_ + " has no argument '" + key + "'.");
 }
 
 json error_to_json(const Error& error, const std::string& id) {

@@ -12,9 +12,9 @@ namespace cowd {
 class LoopDevice {
  public:
   enum class Use {
-    base,     // read-only; an existing read-only loop device of the same file is shared
-    top,      // writable; refused with EBUSY while any loop device of the same file is there
-    reattach, // the writable one that a dm device of an earlier cowd keeps; ENOENT without
+    base,      // read-only; an existing read-only loop device of the same file is shared
+    top,       // writable; refused with EBUSY while any loop device of the same file is there
+    reattach,  // the writable one that a dm device of an earlier cowd keeps; ENOENT without
   };
   // Blocks on the file system of `file`: call it off the strands. Throws Error.
   static std::shared_ptr<LoopDevice> attach(const std::string& file, Use use);

@@ -14,7 +14,8 @@ DiskSpec resolve_named_spec(const DiskSpec& spec, const std::filesystem::path& d
   const std::string file = dir / (spec.named + ".toml");
   std::ifstream stream(file, std::ios::binary);
   if (!stream)
-    throw Error(ENOENT, "The disk @" + spec.named + " has no file " + file + " that can be read; write one, with spec = \"FORMAT:TOP:BASE\".");
+    throw Error(ENOENT, "The disk @" + spec.named + " has no file " + file +
+                            " that can be read; write one, with spec = \"FORMAT:TOP:BASE\".");
   toml::value table;
   try {
     table = toml::parse(stream, file);
@@ -28,7 +29,8 @@ DiskSpec resolve_named_spec(const DiskSpec& spec, const std::filesystem::path& d
     throw Error(EINVAL, file + " needs spec = \"FORMAT:TOP:BASE\".");
   const DiskSpec inner = parse_spec(table.at("spec").as_string().str);
   if (!inner.named.empty())
-    throw Error(EINVAL, file + " names another disk, @" + inner.named + "; write its specification.");
+    throw Error(EINVAL,
+                file + " names another disk, @" + inner.named + "; write its specification.");
   return inner;
 }
 

@@ -87,8 +87,7 @@ const FormatDescriptor& PluginLoader::open(const std::string& name, const std::s
     throw Error(ENOEXEC, "The plugin " + path + " cannot be loaded: " + (why ? why : "") + ".");
   }
   const auto* format = static_cast<const FormatDescriptor*>(dlsym(object, "cowd_format"));
-  if (!format)
-    throw Error(ENOEXEC, path + " is no format plugin: it does not export cowd_format.");
+  if (!format) throw Error(ENOEXEC, path + " is no format plugin: it does not export cowd_format.");
   vet(*format, name, path);
   loaded_[name] = format;
   return *format;

@@ -18,9 +18,7 @@ template <typename Handler>
 std::function<void()> waker(Handler handler) {
   auto work = asio::make_work_guard(asio::get_associated_executor(handler));
   auto held = std::make_shared<std::pair<Handler, decltype(work)>>(std::move(handler), work);
-  return [held] {
-    asio::post(held->second.get_executor(), [held] { std::move(held->first)(); });
-  };
+  return [held] { asio::post(held->second.get_executor(), [held] { std::move(held->first)(); }); };
 }
 
 }  // namespace

@@ -82,8 +82,8 @@ class Parser {
 
  private:
   [[noreturn]] void refuse(const std::string& why) const {
-    throw Error(EINVAL, in_quotes(all_) + " is not a disk specification ([dmu:]FORMAT:TOP[:BASE]): " +
-                            why + ".");
+    throw Error(EINVAL, in_quotes(all_) +
+                            " is not a disk specification ([dmu:]FORMAT:TOP[:BASE]): " + why + ".");
   }
 
   bool take(std::string_view prefix) {
@@ -99,7 +99,8 @@ class Parser {
   }
 
   void check_text() const {
-    if (all_.empty()) throw Error(EINVAL, "The disk specification is empty; give FORMAT:TOP[:BASE].");
+    if (all_.empty())
+      throw Error(EINVAL, "The disk specification is empty; give FORMAT:TOP[:BASE].");
     if (all_.size() > kMaxText)
       throw Error(EINVAL, "The disk specification has more than 8192 bytes.");
     if (!is_utf8(all_)) throw Error(EINVAL, "The disk specification is not UTF-8.");
@@ -111,26 +112,27 @@ class Parser {
 
   std::string name() {
     const std::string_view text = rest_;
-    if (text.empty() || !is_alnum(text.front()) || !all_of(text, [](char c) {
-          return is_alnum(c) || c == '_' || c == '-' || c == '.';
-        }))
-      refuse("NAME of @NAME is made of letters, digits, '_', '-' and '.', and begins with a "
-             "letter or a digit");
+    if (text.empty() || !is_alnum(text.front()) ||
+        !all_of(text, [](char c) { return is_alnum(c) || c == '_' || c == '-' || c == '.'; }))
+      refuse(
+          "NAME of @NAME is made of letters, digits, '_', '-' and '.', and begins with a "
+          "letter or a digit");
     rest_ = {};
     return std::string(text);
   }
 
   std::string format() {
-    if (rest_.starts_with('/')) refuse("it names no FORMAT; write for example raw:" + std::string(rest_));
+    if (rest_.starts_with('/'))
+      refuse("it names no FORMAT; write for example raw:" + std::string(rest_));
     for (const auto scheme : {kNbd, kIscsi, kTransient})
       if (rest_.starts_with(scheme))
         refuse("it names no FORMAT; write for example raw:" + std::string(rest_));
     const auto word = take_until(":");
-    if (word.empty() || !is_lower(word.front()) || word.size() > 32 || !all_of(word, [](char c) {
-          return is_lower(c) || is_digit(c) || c == '-' || c == '_';
-        }))
-      refuse("FORMAT is " + in_quotes(word) +
-             " but must be made of lower-case letters, digits, '-' and '_', and begin with a letter");
+    if (word.empty() || !is_lower(word.front()) || word.size() > 32 ||
+        !all_of(word, [](char c) { return is_lower(c) || is_digit(c) || c == '-' || c == '_'; }))
+      refuse(
+          "FORMAT is " + in_quotes(word) +
+          " but must be made of lower-case letters, digits, '-' and '_', and begin with a letter");
     if (word == "dmu") refuse("FORMAT cannot be 'dmu', which is the prefix");
     if (!take(":")) refuse("it names no TOP");
     return std::string(word);
@@ -146,7 +148,8 @@ class Parser {
     const auto word = take_until(":");
     if (word.empty()) refuse(std::string(role) + " is empty");
     if (word.front() != '/')
-      refuse(std::string(role) + " is " + in_quotes(word) + " but must begin with /, nbd:// or iscsi://" +
+      refuse(std::string(role) + " is " + in_quotes(word) +
+             " but must begin with /, nbd:// or iscsi://" +
              (is_top ? ", or be transient@VG or transient@DIRECTORY"
                      : "; a ':' that belongs to TOP is written %3A"));
     Component result;
@@ -156,7 +159,8 @@ class Parser {
 
   std::string absolute(const char* role, std::string_view word) {
     if (word.starts_with("//"))
-      refuse(std::string(role) + " begins with //: write one slash for a path, or nbd:// or iscsi://");
+      refuse(std::string(role) +
+             " begins with //: write one slash for a path, or nbd:// or iscsi://");
     if (word.ends_with('/')) refuse(std::string(role) + " ends with /, so it names a directory");
     return decode(role, word);
   }
@@ -207,8 +211,9 @@ class Parser {
     const auto word = take_until(":/");
     if (word.empty() || word.front() == '-' ||
         !all_of(word, [](char c) { return is_alnum(c) || c == '.' || c == '-'; }))
-      refuse(std::string(role) + " has the host name " + in_quotes(word) +
-             " but such a name is made of letters, digits, '.' and '-'; an IPv6 address stands in []");
+      refuse(
+          std::string(role) + " has the host name " + in_quotes(word) +
+          " but such a name is made of letters, digits, '.' and '-'; an IPv6 address stands in []");
     return std::string(word);
   }
 
@@ -230,9 +235,8 @@ class Parser {
       return result;
     }
     if (word.empty() || word == "." || word == ".." || word.front() == '-' ||
-        !all_of(word, [](char c) {
-          return is_alnum(c) || c == '+' || c == '_' || c == '.' || c == '-';
-        }))
+        !all_of(word,
+                [](char c) { return is_alnum(c) || c == '+' || c == '_' || c == '.' || c == '-'; }))
       refuse("transient@ needs the name of a volume group or the absolute path of a directory");
     result.pool = word;
     return result;
@@ -259,7 +263,8 @@ class Parser {
       const int high = i + 2 < word.size() ? hex_value(word[i + 1]) : -1;
       const int low = high >= 0 ? hex_value(word[i + 2]) : -1;
       if (low < 0)
-        refuse(std::string(role) + " has a '%' without two hexadecimal digits; write %25 for the sign");
+        refuse(std::string(role) +
+               " has a '%' without two hexadecimal digits; write %25 for the sign");
       const auto c = static_cast<unsigned char>(high << 4 | low);
       if (c < 0x20 || c == 0x7f) refuse(std::string(role) + " has a control character in it");
       out += static_cast<char>(c);
@@ -275,7 +280,8 @@ class Parser {
 
 std::string authority_text(const Component& c, uint16_t port) {
   const bool v6 = c.host.find(':') != std::string::npos;
-  return (v6 ? "[" + c.host + "]" : c.host) + (c.port == port ? "" : ":" + std::to_string(c.port)) + "/";
+  return (v6 ? "[" + c.host + "]" : c.host) + (c.port == port ? "" : ":" + std::to_string(c.port)) +
+         "/";
 }
 
 }  // namespace

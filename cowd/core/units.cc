@@ -15,7 +15,8 @@ namespace {
 constexpr std::string_view kUnits = "kMGTPE";
 
 [[noreturn]] void refuse(std::string_view what, std::string_view text, const char* form) {
-  throw Error(EINVAL, std::string(what) + " is '" + std::string(text) + "' but must be " + form + ".");
+  throw Error(EINVAL,
+              std::string(what) + " is '" + std::string(text) + "' but must be " + form + ".");
 }
 
 char upper(char c) { return c >= 'a' && c <= 'z' ? static_cast<char>(c - 'a' + 'A') : c; }
@@ -90,11 +91,11 @@ std::chrono::milliseconds parse_duration(std::string_view text, std::string_view
   constexpr const char* kForm = "a time such as 250ms, 10s, 5m or 2h";
   const size_t digits = std::min(text.find_first_not_of("0123456789."), text.size());
   const auto unit = text.substr(digits);
-  const unsigned factor = unit == "ms"                   ? 1
+  const unsigned factor = unit == "ms"                  ? 1
                           : unit == "s" || unit.empty() ? 1000
-                          : unit == "m"                  ? 60 * 1000
-                          : unit == "h"                  ? 3600 * 1000
-                                                         : 0;
+                          : unit == "m"                 ? 60 * 1000
+                          : unit == "h"                 ? 3600 * 1000
+                                                        : 0;
   unsigned __int128 value;
   unsigned places;
   if (factor == 0 || !decimal(text.substr(0, digits), &value, &places)) refuse(what, text, kForm);

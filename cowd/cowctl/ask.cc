@@ -27,9 +27,8 @@ Task<std::optional<ControlClient>> connect(const std::string& socket) {
 
 json call(Context& context, ControlClient& client, const json& request, const std::string& what) {
   ProgressLine line(context, what);
-  return cowd::run_to_end(context.io, client.call(request, [&](const json& message) {
-    show_progress(line, message);
-  }));
+  return cowd::run_to_end(
+      context.io, client.call(request, [&](const json& message) { show_progress(line, message); }));
 }
 
 }  // namespace

@@ -29,8 +29,9 @@ void refuse_what_is_in_use(const Context& context, const OfflineDisk& disk) {
   if (context.options.repair)
     throw Error(EBUSY, store + " is in use, so it cannot be repaired; detach it first.");
   if (!context.options.force_share)
-    throw Error(EBUSY, store + " is in use, and what is being written would be taken for damage; "
-                               "detach it first, or use --force-share.");
+    throw Error(EBUSY, store +
+                           " is in use, and what is being written would be taken for damage; "
+                           "detach it first, or use --force-share.");
   context.warn(store + " is in use: a finding may be a write under way.");
 }
 

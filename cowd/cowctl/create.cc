@@ -3,9 +3,11 @@
 #include <utility>
 
 #include <algorithm>
+#include <csignal>
 #include <filesystem>
 #include <iostream>
 
+#include <boost/asio/signal_set.hpp>
 #include <fcntl.h>
 #include <nlohmann/json.hpp>
 #include <unistd.h>
@@ -33,8 +35,8 @@ class NewFile {
     const int error = ftruncate(fd, static_cast<off_t>(size)) < 0 ? errno : 0;
     close(fd);
     if (error)
-      throw cowd::system_error(error, "Giving the file " + path + " " + std::to_string(size) +
-                                          " bytes failed");
+      throw cowd::system_error(
+          error, "Giving the file " + path + " " + std::to_string(size) + " bytes failed");
   }
   void keep() { path_.clear(); }
   ~NewFile() {
@@ -105,7 +107,8 @@ int run_create(Context& context) {
   if (std::find(given.begin(), given.end(), "help") != given.end())
     return list_options(*disk.format);
   if (!disk.format->create)
-    throw Error(EOPNOTSUPP, "Images of the format " + disk.spec.format + " cannot be made by cowctl.");
+    throw Error(EOPNOTSUPP,
+                "Images of the format " + disk.spec.format + " cannot be made by cowctl.");
   if (disk.format->needs_base && !disk.spec.base)
     throw Error(EINVAL, "The format " + disk.spec.format +
                             " needs a base; give it as the third component, FORMAT:TOP:BASE.");
@@ -122,6 +125,11 @@ int run_create(Context& context) {
 
   ProgressLine line(context, "creating " + disk.spec.top.text());
   request.progress = [&](uint64_t done, uint64_t total) { line.update(done, total); };
+  // An interrupted one must not leave its file: the work stops, and NewFile removes it.
+  boost::asio::signal_set interrupts(context.io, SIGINT, SIGTERM);
+  interrupts.async_wait([&](boost::system::error_code error, int) {
+    if (!error) context.io.stop();
+  });
   cowd::run_to_end(context.io, disk.format->create(std::move(request)));
   const json made = cowd::run_to_end(context.io, disk.format->info(disk.top.disk));
   file.keep();

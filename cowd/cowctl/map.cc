@@ -78,8 +78,8 @@ class MapPrinter {
     for (const char* key : {"start", "length", "depth", "present", "zero", "data", "compressed",
                             "offset", "filename"}) {
       if (!held_.contains(key)) continue;
-      line += std::string(first ? "" : ", ") + "\"" + key + "\": " +
-              held_[key].dump(-1, ' ', false, json::error_handler_t::replace);
+      line += std::string(first ? "" : ", ") + "\"" + key +
+              "\": " + held_[key].dump(-1, ' ', false, json::error_handler_t::replace);
       first = false;
     }
     std::printf("%s}", line.c_str());
@@ -117,8 +117,10 @@ struct Window {
 
 Window wanted(const Context& context, uint64_t size) {
   const Options& o = context.options;
-  const uint64_t begin = o.start_offset.empty() ? 0 : cowd::parse_size(o.start_offset, "--start-offset");
-  const uint64_t length = o.max_length.empty() ? size : cowd::parse_size(o.max_length, "--max-length");
+  const uint64_t begin =
+      o.start_offset.empty() ? 0 : cowd::parse_size(o.start_offset, "--start-offset");
+  const uint64_t length =
+      o.max_length.empty() ? size : cowd::parse_size(o.max_length, "--max-length");
   if (begin % kSector != 0 || (!o.max_length.empty() && length % kSector != 0))
     throw Error(EINVAL, "--start-offset and --max-length must be multiples of 512 bytes.");
   if (begin > size)
@@ -136,9 +138,10 @@ void map_served(Context& context, uint64_t size) {
     const uint64_t length = std::min(step, all.end - at);
     json answer;
     try {
-      answer = ask(context,
-                   {{"cmd", "map"}, {"device", context.options.target}, {"offset", at}, {"length", length}},
-                   "mapping " + context.options.target);
+      answer = ask(
+          context,
+          {{"cmd", "map"}, {"device", context.options.target}, {"offset", at}, {"length", length}},
+          "mapping " + context.options.target);
     } catch (const Error& e) {
       if (e.code() != EMSGSIZE || step <= kLeastWindow) throw;
       step /= 2;

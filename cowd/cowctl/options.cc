@@ -104,7 +104,9 @@ class CommandLine {
         ->type_name("MODE")
         ->check(CLI::IsMember({"flush", "always", "transient"}));
     attach->add_flag("--read-only", o_.read_only, "never write to it");
-    attach->add_option("--no-daemon", o_.no_daemon, "what I/O does while no cowd is there: queue or fail")
+    attach
+        ->add_option("--no-daemon", o_.no_daemon,
+                     "what I/O does while no cowd is there: queue or fail")
         ->type_name("MODE")
         ->check(CLI::IsMember({"queue", "fail"}));
     attach->add_option("--no-daemon-seconds", o_.no_daemon_seconds, "after how long it fails")
@@ -152,7 +154,8 @@ class CommandLine {
       if (c == '\n') c = ' ';
     while (!what.empty() && (what.back() == '.' || what.back() == ' ')) what.pop_back();
     const auto used = app_.get_subcommands();
-    return what + "; see cowctl " + (used.empty() ? "" : used.front()->get_name() + " ") + "--help.";
+    return what + "; see cowctl " + (used.empty() ? "" : used.front()->get_name() + " ") +
+           "--help.";
   }
 
   CLI::App app_;

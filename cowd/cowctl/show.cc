@@ -49,7 +49,13 @@ int run_list(Context& context) {
     return 0;
   }
   using enum Table::Align;
-  Table table({{"Name"}, {"Size", right}, {"Format"}, {"Durability"}, {"State"}, {"Open", right}, {"Specification"}});
+  Table table({{"Name"},
+               {"Size", right},
+               {"Format"},
+               {"Durability"},
+               {"State"},
+               {"Open", right},
+               {"Specification"}});
   for (const json& device : answer.value("devices", json::array()))
     table.add({cell(device, "name"), size_cell(device), cell(device, "format"),
                cell(device, "durability"), cell(device, "state"), cell(device, "open_count"),

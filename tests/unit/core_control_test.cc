@@ -75,7 +75,9 @@ TEST_F(ControlClientTest, GivesTheResult) {
 }
 
 TEST_F(ControlClientTest, GivesProgressAndEventsAsTheyCome) {
-  exchange("{\"progress\": {\"done\": 1}}\n{\"event\": {\"number\": 4}}\n{\"ok\": true, \"result\": {}}\n");
+  exchange(
+      "{\"progress\": {\"done\": 1}}\n{\"event\": {\"number\": 4}}\n{\"ok\": true, \"result\": "
+      "{}}\n");
   ASSERT_EQ(lines_.size(), 2u);
   EXPECT_EQ(lines_[0]["progress"]["done"], 1);
   EXPECT_EQ(lines_[1]["event"]["number"], 4);
@@ -83,7 +85,8 @@ TEST_F(ControlClientTest, GivesProgressAndEventsAsTheyCome) {
 
 TEST_F(ControlClientTest, ThrowsWhatWasRefused) {
   std::string sentence;
-  EXPECT_EQ(refusal("{\"ok\":false,\"error\":{\"errno\":\"EBUSY\",\"message\":\"d1 is in use.\",\"id\":\"e-5\"}}\n",
+  EXPECT_EQ(refusal("{\"ok\":false,\"error\":{\"errno\":\"EBUSY\",\"message\":\"d1 is in "
+                    "use.\",\"id\":\"e-5\"}}\n",
                     &sentence),
             EBUSY);
   EXPECT_EQ(sentence, "d1 is in use. [e-5]");

@@ -34,7 +34,9 @@ bool have_loop_devices() { return access("/dev/loop-control", R_OK | W_OK) == 0;
 
 class Scratch {
  public:
-  explicit Scratch(uint64_t size) : path_(std::filesystem::temp_directory_path() / ("core_disk." + std::to_string(getpid()) + "." + std::to_string(++count_))) {
+  explicit Scratch(uint64_t size)
+      : path_(std::filesystem::temp_directory_path() /
+              ("core_disk." + std::to_string(getpid()) + "." + std::to_string(++count_))) {
     std::ofstream file(path_);
     file.close();
     std::filesystem::resize_file(path_, size);
@@ -49,7 +51,8 @@ class Scratch {
 
 std::vector<std::byte> pattern(size_t len, unsigned seed) {
   std::vector<std::byte> bytes(len);
-  for (size_t i = 0; i < len; ++i) bytes[i] = static_cast<std::byte>((i * 31 + i / 512 + seed) & 0xff);
+  for (size_t i = 0; i < len; ++i)
+    bytes[i] = static_cast<std::byte>((i * 31 + i / 512 + seed) & 0xff);
   return bytes;
 }
 
@@ -72,7 +75,8 @@ Component file(const std::string& path) {
 class DiskTest : public testing::TestWithParam<IoEngine> {
  protected:
   void SetUp() override { aio_ = make_async_io(io_, GetParam()); }
-  std::shared_ptr<BlockDisk> open(const std::string& path, BlockDisk::Open how = BlockDisk::Open::writable) {
+  std::shared_ptr<BlockDisk> open(const std::string& path,
+                                  BlockDisk::Open how = BlockDisk::Open::writable) {
     return BlockDisk::open(aio_, path, how);
   }
 
@@ -136,7 +140,8 @@ TEST_P(DiskTest, RefusesWithASentence) {
   std::vector<std::byte> block(4096);
   std::string sentence;
   const auto read = [&](uint64_t offset, size_t len) {
-    return code_of([&] { run_to_end(io_, disk->read_at(offset, std::span(block).first(len))); }, &sentence);
+    return code_of([&] { run_to_end(io_, disk->read_at(offset, std::span(block).first(len))); },
+                   &sentence);
   };
   EXPECT_EQ(read(100, 4096), EINVAL);
   EXPECT_EQ(read(0, 100), EINVAL);
@@ -204,7 +209,8 @@ TEST_F(LoopTest, ATopIsWrittenThroughOneDeviceOnly) {
   const auto top = LoopDevice::attach(scratch.path(), LoopDevice::Use::top);
   EXPECT_EQ(LoopDevice::find(scratch.path()), top->path());
   std::string sentence;
-  EXPECT_EQ(code_of([&] { LoopDevice::attach(scratch.path(), LoopDevice::Use::top); }, &sentence), EBUSY);
+  EXPECT_EQ(code_of([&] { LoopDevice::attach(scratch.path(), LoopDevice::Use::top); }, &sentence),
+            EBUSY);
   EXPECT_NE(sentence.find(top->path()), std::string::npos) << sentence;
   EXPECT_EQ(code_of([&] { LoopDevice::attach(scratch.path(), LoopDevice::Use::base); }), EBUSY);
   EXPECT_EQ(code_of([&] { open_backing(aio_, file(scratch.path()), BackingUse::change); }), EBUSY);
@@ -226,13 +232,15 @@ TEST_F(LoopTest, GoesAwayWithItsLastUser) {
   Scratch scratch(1 << 20);
   LoopDevice::attach(scratch.path(), LoopDevice::Use::top).reset();
   EXPECT_EQ(LoopDevice::find(scratch.path()), "");
-  EXPECT_EQ(code_of([&] { LoopDevice::attach(scratch.path(), LoopDevice::Use::reattach); }), ENOENT);
+  EXPECT_EQ(code_of([&] { LoopDevice::attach(scratch.path(), LoopDevice::Use::reattach); }),
+            ENOENT);
 }
 
 TEST_F(LoopTest, RefusesAnOddSize) {
   Scratch scratch(1000);
   std::string sentence;
-  EXPECT_EQ(code_of([&] { LoopDevice::attach(scratch.path(), LoopDevice::Use::top); }, &sentence), EINVAL);
+  EXPECT_EQ(code_of([&] { LoopDevice::attach(scratch.path(), LoopDevice::Use::top); }, &sentence),
+            EINVAL);
   EXPECT_NE(sentence.find("1000 bytes"), std::string::npos);
 }
 
@@ -242,7 +250,8 @@ TEST_F(LoopTest, AClaimedDeviceIsNoTop) {
   const int claim = ::open(loop->path().c_str(), O_RDWR | O_EXCL | O_CLOEXEC);
   ASSERT_GE(claim, 0);
   std::string sentence;
-  EXPECT_EQ(code_of([&] { open_backing(aio_, file(loop->path()), BackingUse::top); }, &sentence), EBUSY);
+  EXPECT_EQ(code_of([&] { open_backing(aio_, file(loop->path()), BackingUse::top); }, &sentence),
+            EBUSY);
   EXPECT_NE(sentence.find("lsblk"), std::string::npos);
   EXPECT_EQ(code_of([&] { open_backing(aio_, file(loop->path()), BackingUse::reattach); }), 0);
   close(claim);
@@ -250,9 +259,12 @@ TEST_F(LoopTest, AClaimedDeviceIsNoTop) {
 }
 
 TEST(Backing, RefusesByNameWhatIsNotServed) {
-  for (const char* text : {"raw:nbd://server/export", "raw:iscsi://san/iqn.x/0", "raw:transient@vg0"}) {
+  for (const char* text :
+       {"raw:nbd://server/export", "raw:iscsi://san/iqn.x/0", "raw:transient@vg0"}) {
     std::string sentence;
-    EXPECT_EQ(code_of([&] { open_backing(nullptr, parse_spec(text).top, BackingUse::top); }, &sentence), EOPNOTSUPP);
+    EXPECT_EQ(
+        code_of([&] { open_backing(nullptr, parse_spec(text).top, BackingUse::top); }, &sentence),
+        EOPNOTSUPP);
     EXPECT_NE(sentence.find(parse_spec(text).top.text()), std::string::npos) << sentence;
   }
   EXPECT_EQ(code_of([&] { open_backing(nullptr, file("/nonexistent"), BackingUse::top); }), ENOENT);

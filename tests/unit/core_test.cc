@@ -79,8 +79,8 @@ TEST(Errno, Names) {
 
 TEST(Utf8, ValidAndNot) {
   EXPECT_TRUE(is_utf8("a\xc3\xbc\xe2\x82\xac\xf0\x9f\x92\xbe"));
-  for (const char* text : {"\x80", "\xc0\xaf", "\xc3", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xe2\x82",
-                           "\xf8\x88\x80\x80\x80"})
+  for (const char* text : {"\x80", "\xc0\xaf", "\xc3", "\xed\xa0\x80", "\xf4\x90\x80\x80",
+                           "\xe2\x82", "\xf8\x88\x80\x80\x80"})
     EXPECT_FALSE(is_utf8(text)) << text;
 }
 
@@ -97,7 +97,11 @@ std::string sentence(auto&& call) {
 }
 
 TEST(JsonArguments, TakesWhatIsRight) {
-  const json object = {{"spec", "raw:/x"}, {"follow", true}, {"since", 7}, {"features", {{"a", 1}}}, {"name", nullptr}};
+  const json object = {{"spec", "raw:/x"},
+                       {"follow", true},
+                       {"since", 7},
+                       {"features", {{"a", 1}}},
+                       {"name", nullptr}};
   JsonArguments arguments(object, "attach");
   EXPECT_EQ(arguments.need_string("spec"), "raw:/x");
   EXPECT_TRUE(arguments.flag("follow", false));
@@ -109,10 +113,12 @@ TEST(JsonArguments, TakesWhatIsRight) {
 }
 
 TEST(JsonArguments, RefusesByName) {
-  const json object = {{"spec", 3}, {"follow", "yes"}, {"since", -1}, {"features", 1}, {"colour", 1}};
+  const json object = {
+      {"spec", 3}, {"follow", "yes"}, {"since", -1}, {"features", 1}, {"colour", 1}};
   JsonArguments a(object, "attach");
   EXPECT_EQ(sentence([&] { a.need_string("device"); }), "attach needs the argument 'device'.");
-  EXPECT_EQ(sentence([&] { a.need_string("spec"); }), "The argument 'spec' of attach must be a string.");
+  EXPECT_EQ(sentence([&] { a.need_string("spec"); }),
+            "The argument 'spec' of attach must be a string.");
   EXPECT_NE(sentence([&] { a.flag("follow", true); }).find("true or false"), std::string::npos);
   EXPECT_NE(sentence([&] { a.number("since"); }).find("whole number"), std::string::npos);
   EXPECT_NE(sentence([&] { a.object("features"); }).find("an object"), std::string::npos);
@@ -130,8 +136,10 @@ TEST(Json, ErrorsThereAndBack) {
 
 TEST(Json, MapMergesWhatContinues) {
   MapEntry a{.range = {0, 8}, .has_offset = true, .offset = 1 << 20, .disk = "/dev/vg/cow"};
-  MapEntry b{.range = {8, 8}, .has_offset = true, .offset = (1 << 20) + 4096, .disk = "/dev/vg/cow"};
-  MapEntry c{.range = {16, 16}, .depth = 1, .has_offset = true, .offset = 8192, .disk = "/dev/vg/base"};
+  MapEntry b{
+      .range = {8, 8}, .has_offset = true, .offset = (1 << 20) + 4096, .disk = "/dev/vg/cow"};
+  MapEntry c{
+      .range = {16, 16}, .depth = 1, .has_offset = true, .offset = 8192, .disk = "/dev/vg/base"};
   MapEntry hole;
   hole.range = {32, 8};
   hole.present = hole.data = false;
@@ -142,7 +150,8 @@ TEST(Json, MapMergesWhatContinues) {
     "data":true,"compressed":false,"offset":1048576,"filename":"/dev/vg/cow"})"));
   EXPECT_EQ(map[1]["start"], 8192);
   EXPECT_EQ(map[1]["depth"], 1);
-  EXPECT_EQ(map[2], json::parse(R"({"start":16384,"length":4096,"depth":0,"present":false,"zero":true,
+  EXPECT_EQ(map[2],
+            json::parse(R"({"start":16384,"length":4096,"depth":0,"present":false,"zero":true,
     "data":false,"compressed":false})"));
 }
 

@@ -107,7 +107,7 @@ class Cowctl : public testing::Test {
   Outcome run(std::string arguments) {
     for (size_t at; (at = arguments.find("%d")) != std::string::npos;)
       arguments.replace(at, 2, dir_.string());
-    const std::string command = "build/bin/cowctl --plugin-dir build/tests/unit/plugins --socket " +
+    const std::string command = program_ + " --plugin-dir build/tests/unit/plugins --socket " +
                                 socket_ + " " + arguments + " >" + (dir_ / "out").string() + " 2>" +
                                 (dir_ / "err").string();
     const int status = std::system(command.c_str());
@@ -127,6 +127,7 @@ class Cowctl : public testing::Test {
     EXPECT_EQ(result.out, "");
   }
 
+  std::string program_ = "build/bin/cowctl";
   fs::path dir_;
   std::string socket_;
 };
@@ -169,7 +170,9 @@ TEST_F(Cowctl, CreatesAndDescribes) {
 
   const Outcome info = run("info toy:%d/x");
   EXPECT_EQ(info.status, 0) << info.err;
-  EXPECT_TRUE(info.out.starts_with("image: " + (dir_ / "x").string() + "\nfile format: toy\nvirtual size: ")) << info.out;
+  EXPECT_TRUE(info.out.starts_with("image: " + (dir_ / "x").string() +
+                                   "\nfile format: toy\nvirtual size: "))
+      << info.out;
   const json object = json::parse(run("info --json toy:%d/x").out);
   EXPECT_EQ(object["format"], "toy");
   EXPECT_EQ(object["line"], "toy 0 0");
@@ -181,6 +184,12 @@ TEST_F(Cowctl, LeavesNoFileBehindWhenCreateFails) {
   EXPECT_FALSE(fs::exists(dir_ / "x"));
   refused("create toy:/dev/nonexistent/x 4M", "does not exist");
   refused("create toy:%d/x", "neither SIZE nor BASE");
+}
+
+TEST_F(Cowctl, LeavesNoFileBehindWhenCreateIsInterrupted) {
+  program_ = "timeout --preserve-status -s INT 0.3 build/bin/cowctl";
+  refused("create toy:%d/x 4M -o hang=1", "was stopped before it had ended");
+  EXPECT_FALSE(fs::exists(dir_ / "x"));
 }
 
 TEST_F(Cowctl, ListsCreateOptions) {
@@ -202,9 +211,10 @@ TEST_F(Cowctl, CheckExitsAsQemuImgDoes) {
 
   const Outcome corrupt = run("check toy:%d/corrupt");
   EXPECT_EQ(corrupt.status, 2);
-  EXPECT_EQ(corrupt.out,
-            "A toy is broken.\n3 errors were found on the image.\n"
-            "1 leak was found: wasted space, no harm to data.\n64/256 granules = 25.00% allocated\n");
+  EXPECT_EQ(
+      corrupt.out,
+      "A toy is broken.\n3 errors were found on the image.\n"
+      "1 leak was found: wasted space, no harm to data.\n64/256 granules = 25.00% allocated\n");
   const Outcome as_json = run("check --json toy:%d/corrupt");
   EXPECT_EQ(as_json.status, 2);
   EXPECT_EQ(json::parse(as_json.out)["corruptions"], 3);
@@ -232,8 +242,8 @@ TEST_F(Cowctl, MapsInQemuImgsSchema) {
 }
 
 TEST_F(Cowctl, SaysThatNoCowdIsThere) {
-  for (const char* command : {"list", "stats", "events", "detach d1", "pause d1", "resume d1", "info d1",
-                              "map d1", "log-level debug", "attach raw:/dev/vg/x"})
+  for (const char* command : {"list", "stats", "events", "detach d1", "pause d1", "resume d1",
+                              "info d1", "map d1", "log-level debug", "attach raw:/dev/vg/x"})
     refused(command, "No cowd listens on " + socket_);
 }
 
@@ -269,20 +279,24 @@ TEST_F(Cowctl, AttachSendsWhatWasAsked) {
 TEST_F(Cowctl, ShowsWhatCowdRefused) {
   FakeCowd cowd(socket_);
   cowd.answers["detach"] =
-      R"({"ok":false,"error":{"errno":"EBUSY","message":"d1 is open 2 times.","id":"e-7"}})" "\n";
+      R"({"ok":false,"error":{"errno":"EBUSY","message":"d1 is open 2 times.","id":"e-7"}})"
+      "\n";
   refused("detach d1", "d1 is open 2 times. [e-7]");
   refused("pause d1", "no such device");
 }
 
 TEST_F(Cowctl, StatsEventsVersion) {
   FakeCowd cowd(socket_);
-  cowd.answers["stats"] = ok(R"({"devices":[{"name":"d1","kernel":{"faults":3},"image":{}}],"process":{"rss_bytes":4096}})");
+  cowd.answers["stats"] = ok(
+      R"({"devices":[{"name":"d1","kernel":{"faults":3},"image":{}}],"process":{"rss_bytes":4096}})");
   cowd.answers["events"] =
       R"({"event":{"number":1,"time":"2026-11-22T00:00:00Z","type":"attached","device":"d1","message":"It is there."}})"
-      "\n" + ok("{}");
+      "\n" +
+      ok("{}");
   cowd.answers["version"] = ok(R"({"version":"0.1.0","abi":{"control":1},"pid":7})");
   EXPECT_EQ(run("stats").out,
-            "d1:\n    image:\n    kernel:\n        faults: 3\nprocess:\n    rss bytes: 4 KiB (4096 bytes)\n");
+            "d1:\n    image:\n    kernel:\n        faults: 3\nprocess:\n    rss bytes: 4 KiB (4096 "
+            "bytes)\n");
   EXPECT_EQ(run("events --since 0").out, "1  2026-11-22T00:00:00Z  attached  d1  It is there.\n");
   EXPECT_EQ(json::parse(run("events --json").out)["number"], 1);
   EXPECT_EQ(cowd.requests[1], json::parse(R"({"cmd":"events","since":0})"));
@@ -294,7 +308,8 @@ TEST_F(Cowctl, AsksCowdFirstAndLooksItselfOtherwise) {
   run("create toy:%d/x 4M -o errors=0,leaks=0");
   EXPECT_EQ(json::parse(run("info --json toy:%d/x").out)["format"], "toy");
   cowd.answers["info"] = ok(R"({"name":"d1","size":1048576,"image":{"granule":4096}})");
-  EXPECT_EQ(run("info d1").out, "image:\n    granule: 4 KiB (4096 bytes)\nname: d1\nsize: 1 MiB (1048576 bytes)\n");
+  EXPECT_EQ(run("info d1").out,
+            "image:\n    granule: 4 KiB (4096 bytes)\nname: d1\nsize: 1 MiB (1048576 bytes)\n");
 }
 
 TEST_F(Cowctl, MapsAnAttachedDeviceInSmallerPiecesWhereTheAnswerIsTooLong) {
@@ -306,7 +321,8 @@ TEST_F(Cowctl, MapsAnAttachedDeviceInSmallerPiecesWhereTheAnswerIsTooLong) {
   EXPECT_EQ(cowd.requests[1]["offset"], 0);
   EXPECT_EQ(cowd.requests[2]["offset"], 1ull << 40);
 
-  cowd.answers["map"] = R"({"ok":false,"error":{"errno":"EMSGSIZE","message":"Too long."}})" "\n";
+  cowd.answers["map"] = R"({"ok":false,"error":{"errno":"EMSGSIZE","message":"Too long."}})"
+                        "\n";
   refused("map d1", "Too long.");
   EXPECT_EQ(cowd.requests.back()["length"], 1 << 20);
 }

@@ -4,10 +4,15 @@
 // and 128 KiB of nothing, over and over.
 #include <utility>
 
+#include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
 
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/this_coro.hpp>
+#include <boost/asio/use_awaitable.hpp>
 #include <nlohmann/json.hpp>
 
 #include "cowd/core/error.hh"
@@ -68,8 +73,14 @@ class ToyImage : public Image {
 };
 
 Task<> create(CreateRequest request) {
+  if (request.options.contains("hang")) {
+    boost::asio::steady_timer never(co_await boost::asio::this_coro::executor,
+                                    std::chrono::hours(1));
+    co_await never.async_wait(boost::asio::use_awaitable);
+  }
   for (const auto& [name, value] : request.options)
-    if (name != "errors" && name != "leaks") throw Error(EINVAL, "There is no option " + name + ".");
+    if (name != "errors" && name != "leaks")
+      throw Error(EINVAL, "There is no option " + name + ".");
   char line[64];
   std::snprintf(line, sizeof line, "toy %s %s\n", request.options["errors"].c_str(),
                 request.options["leaks"].c_str());
