@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 
 #include "formats/dscow/layout.hh"
 
@@ -45,8 +46,13 @@ void or_bits(std::span<std::byte> to, uint64_t to_at, std::span<const std::byte>
 
 uint64_t count_bits(std::span<const std::byte> bits) {
   uint64_t count = 0;
-  for (const std::byte byte : bits)
-    count += static_cast<uint64_t>(std::popcount(std::to_integer<unsigned>(byte)));
+  size_t at = 0;
+  for (uint64_t word = 0; at + sizeof word <= bits.size(); at += sizeof word) {
+    std::memcpy(&word, bits.data() + at, sizeof word);
+    count += static_cast<uint64_t>(std::popcount(word));
+  }
+  for (; at < bits.size(); at++)
+    count += static_cast<uint64_t>(std::popcount(std::to_integer<unsigned>(bits[at])));
   return count;
 }
 

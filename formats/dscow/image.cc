@@ -168,13 +168,17 @@ Task<StoreImage::Run> StoreImage::run_at(uint64_t first, uint64_t limit) {
   while (run.end < end) {
     const uint64_t page = run.end / kPageGranules;
     const uint64_t stop = std::min(end, (page + 1) * kPageGranules);
-    PagePtr bits = empty_page();
-    if (bits_->any(page)) bits = co_await bits_->bits(page);
-    const uint64_t offset = run.end % kPageGranules;
-    const Where where = get_bit(*bits, offset) ? Where::store : beneath;
+    Where where = beneath;
+    uint64_t to = stop;
+    if (bits_->any(page)) {
+      const PagePtr bits = co_await bits_->bits(page);
+      const uint64_t offset = run.end % kPageGranules;
+      if (get_bit(*bits, offset)) where = Where::store;
+      to = run.end + run_end(*bits, offset, offset + stop - run.end) - offset;
+    }
     if (run.end == first) run.where = where;
     if (where != run.where) break;
-    run.end += run_end(*bits, offset, offset + stop - run.end) - offset;
+    run.end = to;
     if (run.end < stop) break;
   }
   co_return run;

@@ -7,12 +7,14 @@ PLUGINS    += dscow
 dscow_SRCS  = formats/dscow/plugin.cc $(dscow-sources) $(formats-common)
 dscow_MAP   = formats/common/plugin.map
 
-dscow-tests := dscow-bits dscow-format
-UNIT_TESTS  += $(dscow-tests)
+dscow-tests := dscow-bits dscow-format dscow-image dscow-owner dscow-bitmap dscow-crash dscow-faults dscow-model
+UNIT_TESTS  += $(dscow-tests) test-plugins
 define dscow-test
 $(1)_SRCS = tests/unit/$(subst -,_,$(1)).cc tests/sim/dscow_world.cc $$(dscow-sources) $$(formats-common) $$(sim-sources)
 endef
 $(foreach t,$(dscow-tests),$(eval $(call dscow-test,$(t))))
+# Loads build/plugins/*.so as cowd does.
+test-plugins_SRCS = tests/unit/plugins.cc $(sim-sources)
 
 MAN_PAGES    += formats/dscow/cowd-dscow.5
 INSTALL_DOCS += docs/dscow.md

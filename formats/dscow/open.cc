@@ -42,25 +42,20 @@ void require_writable(const OpenRequest& request) {
     throw Error(EROFS, request.top->name() + " cannot be written to: make it writable, or attach the disk read-only.");
 }
 
-// Takes the store over. If something fails after that, it is given up again, lest
-// the next attempt be told that it is attached.
 Task<> make_ours(const OpenRequest& request, Headers& headers, Mode mode) {
   Disk& top = *request.top;
-  co_await take_over(top, headers, request, mode);
-  if (mode != Mode::transient || request.reattach) co_return;
+  const Owner ours = make_owner(request);
   std::exception_ptr failure;
   try {
-    // An earlier session's writes.
-    co_await fill_edges(top, request.base.get(), headers.current().geometry, headers.current().base.size);
-    co_return;
+    co_await take_over(top, headers, ours, mode);
+    // Of a transient store an earlier session's writes to the edges must go.
+    if (mode == Mode::transient && !request.reattach)
+      co_await fill_edges(top, request.base.get(), headers.current().geometry, headers.current().base.size);
   } catch (...) {
     failure = std::current_exception();
   }
-  try {
-    co_await release(top, headers);
-  } catch (const Error&) {
-    // The first failure is the one to tell.
-  }
+  if (!failure) co_return;
+  co_await abandon(top, ours);
   std::rethrow_exception(failure);
 }
 

@@ -2,6 +2,7 @@
 #include "formats/dscow/owner.hh"
 
 #include <random>
+#include <utility>
 
 #include "cowd/core/error.hh"
 
@@ -13,11 +14,14 @@ uint64_t make_nonce() {
   return static_cast<uint64_t>(device()) << 32 | device();
 }
 
-void require_ids(const OpenRequest& request) {
-  for (const std::string* id : {&request.host_id, &request.boot_id})
-    if (id->empty() || id->size() >= kIdSpan)
-      throw Error(EINVAL, "A dscow store is attached in the name of a host: /etc/machine-id and "
-                          "/proc/sys/kernel/random/boot_id must give 1 to 63 characters each.");
+// The copy that is left would say that we own the store, and count again if
+// the first were damaged: so both are written.
+Task<> write_released(Disk& disk, Headers& headers) {
+  Header next = headers.current();
+  next.owner = {};
+  next.clean = true;
+  co_await headers.write(disk, next);
+  co_await headers.write(disk, next);
 }
 
 }  // namespace
@@ -34,10 +38,17 @@ Claim judge_owner(const std::string& store, const Header& header, const OpenRequ
   throw Error(EBUSY, store + " is attached on this host already: 'cowctl list' tells as what; a store can be attached once.");
 }
 
-Task<> take_over(Disk& disk, Headers& headers, const OpenRequest& request, Mode mode) {
-  require_ids(request);
+Owner make_owner(const OpenRequest& request) {
+  for (const std::string* id : {&request.host_id, &request.boot_id})
+    if (id->empty() || id->size() >= kIdSpan)
+      throw Error(EINVAL, "A dscow store is attached in the name of a host: /etc/machine-id and "
+                          "/proc/sys/kernel/random/boot_id must give 1 to 63 characters each.");
+  return {request.host_id, request.boot_id, make_nonce()};
+}
+
+Task<> take_over(Disk& disk, Headers& headers, const Owner& ours, Mode mode) {
   Header next = headers.current();
-  next.owner = {request.host_id, request.boot_id, make_nonce()};
+  next.owner = ours;
   next.epoch++;
   next.mode = mode;
   next.clean = false;
@@ -48,16 +59,26 @@ Task<> take_over(Disk& disk, Headers& headers, const OpenRequest& request, Mode 
                            " at the same moment, and is left to it.");
 }
 
+Task<> abandon(Disk& disk, const Owner& ours) {
+  try {
+    Headers found = co_await Headers::read(disk);
+    if (found.current().owner == ours) co_await write_released(disk, found);
+  } catch (const Error&) {
+    // What made us give up is the failure to tell.
+  }
+}
+
+// At our epoch nobody but us can have released it: a close that failed is repeated.
 Task<> release(Disk& disk, Headers& headers) {
-  const Headers found = co_await Headers::read(disk);
-  if (found.current() != headers.current())
-    throw Error(ESTALE, disk.name() + " has been taken over by the host with the machine id " +
-                            found.current().owner.host + " (epoch " + std::to_string(found.current().epoch) +
+  const Owner ours = headers.current().owner;
+  Headers found = co_await Headers::read(disk);
+  const Header& header = found.current();
+  if (header.epoch != headers.current().epoch || !(header.owner == ours || header.owner.host.empty()))
+    throw Error(ESTALE, disk.name() + " has been taken over by the host with the machine id " + header.owner.host +
+                            " (epoch " + std::to_string(header.epoch) +
                             ") while it was attached here: its header is left as it is.");
-  Header next = headers.current();
-  next.owner = {};
-  next.clean = true;
-  co_await headers.write(disk, next);
+  headers = std::move(found);
+  co_await write_released(disk, headers);
 }
 
 }  // namespace cowd::dscow

@@ -29,8 +29,15 @@ enum class Claim { take, keep };
 // Throws EBUSY with a sentence where the table says so.
 Claim judge_owner(const std::string& store, const Header& header, const OpenRequest& request);
 
-// Makes the store ours, durably, and sets its mode.
-Task<> take_over(Disk& disk, Headers& headers, const OpenRequest& request, Mode mode);
+// This host, with a nonce of its own for each take-over. Throws EINVAL if it has no name.
+Owner make_owner(const OpenRequest& request);
+
+// Makes the store `ours`, durably, and sets its mode.
+Task<> take_over(Disk& disk, Headers& headers, const Owner& ours, Mode mode);
+
+// After a failure in or behind take_over(): gives the store up again if it is ours
+// on disk, lest the next attempt find it attached. Throws nothing.
+Task<> abandon(Disk& disk, const Owner& ours);
 
 // Gives it up, durably: nobody's, and clean. Throws ESTALE if it is not ours any more.
 Task<> release(Disk& disk, Headers& headers);

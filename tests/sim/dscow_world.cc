@@ -55,9 +55,13 @@ Task<std::set<uint64_t>> leaf_granules(Image& image) {
       const std::vector<Answer> answers = co_await image.resolve(range, Access::leaf);
       const Bitmap bitmap = std::get<Bitmap>(answers.at(0));
       if (!(bitmap.range == range)) throw std::logic_error("the answer is for another leaf");
-      for (uint64_t g = 0; g < range.len / extent.granule; g++)
-        if (bitmap.all || (!bitmap.bits.empty() && dscow::get_bit(bitmap.bits, g)))
-          granules.insert(at / extent.granule + g);
+      const uint64_t first = at / extent.granule, count = range.len / extent.granule;
+      for (uint64_t g = 0; bitmap.all && g < count; g++) granules.insert(first + g);
+      for (uint64_t g = 0; !bitmap.bits.empty() && g < count;) {
+        const uint64_t end = dscow::run_end(bitmap.bits, g, count);
+        for (const bool set = dscow::get_bit(bitmap.bits, g); g < end; g++)
+          if (set) granules.insert(granules.end(), first + g);
+      }
     }
   }
   co_return granules;
@@ -70,7 +74,7 @@ World::World(std::shared_ptr<SimDisk> top, std::shared_ptr<SimDisk> base)
 }
 
 Task<> World::attach(Durability durability, bool reattach) {
-  OpenRequest request = dscow_request(top_, base_);
+  OpenRequest request = dscow_request(top_, base_, boot);
   request.durability = durability;
   request.reattach = reattach;
   image_ = co_await dscow::open(request);

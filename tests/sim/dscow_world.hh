@@ -37,6 +37,8 @@ class World {
  public:
   World(std::shared_ptr<SimDisk> top, std::shared_ptr<SimDisk> base);
 
+  std::string boot = "boot-1";  // of the host that attaches
+
   Task<> attach(Durability durability = Durability::flush, bool reattach = false);
   // The kernel writes granules that are not in the store yet, then tells of them.
   Task<> promote(uint64_t first, uint64_t count = 1);

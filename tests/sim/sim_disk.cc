@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <list>
 #include <utility>
 
 #include <boost/asio/post.hpp>
@@ -17,9 +16,9 @@ namespace cowd::sim {
 Content::Chunk Content::fresh(uint64_t index) const {
   Chunk chunk{};
   if (!garbage_) return chunk;
-  Random random(index + 1);
+  uint64_t value = index * 0x9e3779b97f4a7c15 + 1;
   for (size_t i = 0; i < kChunk; i += 8) {
-    const uint64_t value = random();
+    value = (value ^ value >> 29) * 0xbf58476d1ce4e5b9 + 1;
     std::memcpy(chunk.data() + i, &value, 8);
   }
   return chunk;
@@ -161,50 +160,34 @@ void SimDisk::write_parts(Content& content, uint64_t offset, std::span<const std
     if (random() & 1) content.write(offset + at, in.subspan(at, block_size_));
 }
 
-std::shared_ptr<SimDisk> SimDisk::crash(size_t at, Survives survives, Random& random) const {
-  struct Pending {
-    const Event* event;
-    bool ended;
-    bool doomed;
-    uint64_t certain_with;  // the flush under way that will make it so; 0: none
-  };
-  auto after = copy();
-  after->content_ = recorded_;
-  std::list<Pending> pending;
+std::vector<SimDisk::Fate> SimDisk::fates(size_t at) const {
+  std::vector<Fate> writes;
   for (size_t i = 0; i < at; i++) {
     const Event& event = log_[i];
-    switch (event.kind) {
-      case Event::Kind::write_begins:
-        pending.push_back({&event, false, false, 0});
-        break;
-      case Event::Kind::write_ends:
-        for (Pending& write : pending) write.ended |= write.event->id == event.id;
-        break;
-      case Event::Kind::flush_begins:
-        for (Pending& write : pending)
-          if (write.ended && write.certain_with == 0) write.certain_with = event.id;
-        break;
-      case Event::Kind::flush_ends:
-        for (auto write = pending.begin(); write != pending.end();) {
-          if (write->certain_with != event.id || write->doomed) {
-            ++write;
-            continue;
-          }
-          after->content_.write(write->event->offset, write->event->data);
-          write = pending.erase(write);
-        }
-        break;
-      case Event::Kind::flush_fails:
-        for (Pending& write : pending) write.doomed |= write.ended;
-        break;
-      case Event::Kind::mark:
-        break;
-    }
+    if (event.kind == Event::Kind::write_begins) writes.push_back({&event});
+    for (Fate& write : writes) switch (event.kind) {
+        case Event::Kind::write_ends: write.ended |= write.event->id == event.id; break;
+        case Event::Kind::flush_begins:
+          if (write.ended && write.flush == 0) write.flush = event.id;
+          break;
+        case Event::Kind::flush_ends: write.certain |= write.flush == event.id && !write.doomed; break;
+        case Event::Kind::flush_fails: write.doomed |= write.ended; break;
+        default: break;
+      }
   }
-  for (const Pending& write : pending) {
-    const uint64_t fate = survives == Survives::anything ? random() % 3 : survives == Survives::everything;
-    if (fate == 1) after->content_.write(write.event->offset, write.event->data);
-    if (fate == 2) write_parts(after->content_, write.event->offset, write.event->data, random);
+  return writes;
+}
+
+// In the order of their begins: a device never brings back what was written over.
+std::shared_ptr<SimDisk> SimDisk::crash(size_t at, Survives survives, Random& random) const {
+  auto after = copy();
+  after->content_ = recorded_;
+  for (const Fate& write : fates(at)) {
+    const uint64_t chance = survives == Survives::anything ? random() % 3 : survives == Survives::everything;
+    if (write.certain || chance == 1)
+      after->content_.write(write.event->offset, write.event->data);
+    else if (chance == 2)
+      write_parts(after->content_, write.event->offset, write.event->data, random);
   }
   return after;
 }

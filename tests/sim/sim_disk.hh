@@ -107,6 +107,15 @@ class SimDisk : public Disk {
 
  private:
   class Turn;
+  // Of a write in the log.
+  struct Fate {
+    const Event* event;
+    bool ended = false;
+    uint64_t flush = 0;  // the first that began after it had ended
+    bool certain = false;
+    bool doomed = false;  // a flush after it has failed
+  };
+  std::vector<Fate> fates(size_t at) const;
   Task<> hop();
   bool chance() { return random_() & 1; }
   bool fails_now(Op op);
