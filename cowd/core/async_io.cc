@@ -27,12 +27,14 @@ struct Waiting : IoOp {
       : handler(std::move(h)),
         work(asio::make_work_guard(asio::get_associated_executor(handler))) {}
 
+  // The guard goes with the handler: the io_context may end as soon as that has run.
   void complete(int64_t result) override {
-    auto waiter = std::move(handler);
-    auto guard = std::move(work);
+    const auto executor = work.get_executor();
+    auto resume = [waiter = std::move(handler), guard = std::move(work), result]() mutable {
+      std::move(waiter)(result);
+    };
     delete this;
-    asio::post(guard.get_executor(),
-               [waiter = std::move(waiter), result]() mutable { std::move(waiter)(result); });
+    asio::post(executor, std::move(resume));
   }
 
   Handler handler;

@@ -23,11 +23,16 @@ namespace {
 constexpr auto kIdle = std::chrono::seconds(10);
 constexpr size_t kStack = 64 * 1024;
 
+// `completing` threads touch the io_context of who waits, so the engine must not end
+// before them. One that hangs in its backing is not waited for: should it come back
+// later, who waited is gone, and it keeps what it has to itself.
 struct Crew {
   std::mutex mutex;
   std::condition_variable wake;
+  std::condition_variable completed;
   std::deque<IoOp*> queue;
   size_t idle = 0;
+  size_t completing = 0;
   bool stopping = false;
 };
 
@@ -60,17 +65,25 @@ void work(const std::shared_ptr<Crew>& crew) {
     IoOp* op = crew->queue.front();
     crew->queue.pop_front();
     lock.unlock();
-    op->complete(perform(*op));
+    const int64_t result = perform(*op);
     lock.lock();
+    if (crew->stopping) return;
+    ++crew->completing;
+    lock.unlock();
+    op->complete(result);
+    lock.lock();
+    --crew->completing;
+    crew->completed.notify_all();
   }
 }
 
 class ThreadIo : public AsyncIo {
  public:
   ~ThreadIo() override {
-    std::lock_guard lock(crew_->mutex);
+    std::unique_lock lock(crew_->mutex);
     crew_->stopping = true;
     crew_->wake.notify_all();
+    crew_->completed.wait(lock, [this] { return crew_->completing == 0; });
   }
 
   const char* engine() const override { return "threads"; }

@@ -18,6 +18,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cowd/core/async_io_op.hh"
 #include "cowd/core/backing.hh"
 #include "cowd/core/blocking.hh"
 #include "cowd/core/disk.hh"
@@ -180,6 +181,51 @@ INSTANTIATE_TEST_SUITE_P(Engines, DiskTest, testing::Values(IoEngine::threads, I
                          [](const auto& instance) {
                            return instance.param == IoEngine::threads ? "threads" : "automatic";
                          });
+
+// Does nothing for one file descriptor until it is released, and the rest at once.
+class HangingIo : public AsyncIo {
+ public:
+  int hung_fd = -1;
+  std::vector<IoOp*> held;
+
+  void release() {
+    hung_fd = -1;
+    for (IoOp* op : std::exchange(held, {})) op->complete(op->len);
+  }
+  const char* engine() const override { return "hanging"; }
+
+ private:
+  void begin(IoOp* op) override {
+    if (op->fd == hung_fd)
+      held.push_back(op);
+    else
+      op->complete(op->len);
+  }
+};
+
+TEST(HungBacking, HoldsItsOwnRequestsOnly) {
+  Scratch one(1 << 20), other(1 << 20);
+  asio::io_context io;
+  const auto aio = std::make_shared<HangingIo>();
+  const auto hung = BlockDisk::open(aio, one.path(), BlockDisk::Open::writable);
+  const auto sound = BlockDisk::open(aio, other.path(), BlockDisk::Open::writable);
+  aio->hung_fd = hung->fd();
+
+  std::vector<std::byte> block(4096);
+  int left = 100;
+  for (int i = 0; i < 100; ++i)
+    asio::co_spawn(io, hung->write_at(0, block), [&](std::exception_ptr) { --left; });
+  while (io.poll() > 0) {
+  }
+  EXPECT_EQ(aio->held.size(), BlockDisk::kWays);
+  EXPECT_EQ(left, 100);
+  for (int i = 0; i < 100; ++i) run_to_end(io, sound->write_at(0, block));
+
+  aio->release();
+  io.restart();
+  io.run();
+  EXPECT_EQ(left, 0);
+}
 
 class LoopTest : public testing::Test {
  protected:
