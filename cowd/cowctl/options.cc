@@ -130,7 +130,7 @@ class CommandLine {
     events->add_option("--since", o_.since, "only events after this number")->type_name("NUMBER");
     command("version", "print the versions of cowctl, cowd and their interfaces");
     CLI::App* level = command("log-level", "set how much cowd logs");
-    level->add_option("LEVEL", o_.level, "error, warning, info, debug or trace")
+    level->add_option("LEVEL", o_.level, "error, warning, info or debug")
         ->type_name("")
         ->required();
   }
