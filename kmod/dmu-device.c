@@ -274,7 +274,8 @@ int __init dmu_device_init(void)
 	int i;
 
 	extent_cache = KMEM_CACHE(dmu_extent, 0);
-	leaf_cache = KMEM_CACHE(dmu_leaf, 0);
+	/* The daemon's bits are copied straight in. */
+	leaf_cache = KMEM_CACHE_USERCOPY(dmu_leaf, 0, bits);
 	promotion_cache = KMEM_CACHE(dmu_promotion, 0);
 	if (!extent_cache || !leaf_cache || !promotion_cache)
 		goto err;

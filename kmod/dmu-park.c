@@ -94,6 +94,8 @@ void dmu_ask(struct dmu_io *io, u32 type, u32 flags, u64 start, u64 len)
 		spin_unlock_irqrestore(&dev->lock, irq);
 		return;
 	}
+	if (type == DMU_MSG_FLUSH)
+		dev->nr_flushes++;
 	item->type = type;
 	item->flags = flags;
 	item->seq = held ? io->seq : 0;
@@ -135,6 +137,8 @@ void dmu_item_take(struct dmu_device *dev, struct dmu_item *item, struct list_he
 	list_del(&item->list);
 	if (item->type == DMU_MSG_FAULT)
 		dmu_range_remove(&item->range, &dev->faults);
+	else if (item->type == DMU_MSG_FLUSH)
+		dev->nr_flushes--;
 	item->state = DMU_ITEM_NONE;
 	list_splice_tail_init(&item->ios, ios);
 }
@@ -208,11 +212,26 @@ void dmu_items_take_all(struct dmu_device *dev, struct list_head *ios)
 	list_splice_tail_init(&dev->promote_waiters, ios);
 }
 
-/* How many questions are open, and how many bios wait for them. */
+/* Who waits for a commit that has come. The destinations were flushed before they asked. */
+void dmu_items_take_flushes(struct dmu_device *dev, u64 seq, struct list_head *ios)
+{
+	struct list_head *lists[] = { &dev->sent, &dev->queue };
+	struct dmu_item *item, *next;
+	unsigned int i;
+
+	lockdep_assert_held(&dev->lock);
+	for (i = 0; i < ARRAY_SIZE(lists) && dev->nr_flushes; i++)
+		list_for_each_entry_safe(item, next, lists[i], list)
+			if (item->type == DMU_MSG_FLUSH && item->seq <= seq)
+				dmu_item_take(dev, item, ios);
+}
+
+/* How many questions are open, and how many bios wait: for answers, commits, promotions. */
 unsigned int dmu_items_waiting(struct dmu_device *dev, unsigned int *bios)
 {
 	struct list_head *lists[] = { &dev->queue, &dev->sent };
 	struct dmu_item *item;
+	struct dmu_range *r;
 	struct dmu_io *io;
 	unsigned int i, items = 0;
 
@@ -227,6 +246,10 @@ unsigned int dmu_items_waiting(struct dmu_device *dev, unsigned int *bios)
 	}
 	list_for_each_entry(io, &dev->promote_waiters, list)
 		(*bios)++;
+	for (r = dmu_range_first(&dev->busy, 0, U64_MAX); r; r = dmu_range_next(r, 0, U64_MAX))
+		list_for_each_entry(io, &container_of(r, struct dmu_promotion, range)->waiters,
+				    list)
+			(*bios)++;
 	return items;
 }
 

@@ -193,34 +193,28 @@ static void dmu_copy(struct dmu_promotion *p, const struct dmu_map *map, u64 sta
 }
 
 /*
- * Starts the copies that the write of plan needs, at most those of its first and
- * its last granule. True if there are any: bio goes out when they are done, or
- * fails with them.
+ * Starts the copies of what the write of plan does not cover of its granules. True
+ * if there are any: bio goes out when they are done, or fails with them.
  */
 bool dmu_promote_copies(struct dmu_promotion *p, const struct dmu_plan *plan, struct bio *bio)
 {
-	const struct dmu_map *map = &plan->map;
 	u64 start = p->range.start, end = p->range.last + 1;
-	u64 granule = (map->flags & DMU_F_OVERLAY) ? map->granule : map->len;
 	u64 write_end = plan->start + plan->len;
-	u64 head_end = min(start + granule, end);
-	u64 tail = start + (p->granules - 1) * granule;
-	bool head = plan->start > start || write_end < head_end;
-	bool last = p->granules > 1 && write_end < end;
+	bool before = plan->start > start, after = write_end < end;
 	unsigned long irq;
 
-	if (!head && !last)
+	if (!before && !after)
 		return false;
 	spin_lock_irqsave(&p->dev->lock, irq);
-	p->dev->n.copies += head + last;
-	p->dev->n.copied_sectors += (head ? head_end - start : 0) + (last ? end - tail : 0);
+	p->dev->n.copies += before + after;
+	p->dev->n.copied_sectors += end - start - plan->len;
 	spin_unlock_irqrestore(&p->dev->lock, irq);
 	p->bio = bio;
 	atomic_set(&p->copies, 1);
-	if (head)
-		dmu_copy(p, map, start, head_end);
-	if (last)
-		dmu_copy(p, map, tail, end);
+	if (before)
+		dmu_copy(p, &plan->map, start, plan->start);
+	if (after)
+		dmu_copy(p, &plan->map, write_end, end);
 	if (atomic_dec_and_test(&p->copies))
 		dmu_copied(p);
 	return true;
@@ -388,6 +382,7 @@ bool dmu_needs_commit(struct dmu_device *dev, u64 seq)
 int dmu_commit(struct dmu_device *dev, u64 seq)
 {
 	struct dmu_promotion *p, *next;
+	LIST_HEAD(flushes);
 	LIST_HEAD(done);
 
 	spin_lock_irq(&dev->lock);
@@ -403,11 +398,13 @@ int dmu_commit(struct dmu_device *dev, u64 seq)
 		list_move_tail(&p->list, &done);
 	}
 	dev->seq_committed = max(dev->seq_committed, seq);
+	dmu_items_take_flushes(dev, dev->seq_committed, &flushes);
 	dmu_run_list(dev, &dev->promote_waiters);
 	spin_unlock_irq(&dev->lock);
 
 	list_for_each_entry_safe(p, next, &done, list)
 		dmu_promotion_free(dev, p);
+	dmu_abort_all(&flushes, BLK_STS_OK);
 	return 0;
 }
 

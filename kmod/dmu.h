@@ -309,6 +309,7 @@ struct dmu_device {
 	u64 next_id;
 	struct list_head queue;
 	struct list_head sent;
+	unsigned int nr_flushes;	/* among both */
 	struct rb_root_cached faults;
 	struct hlist_head ids[DMU_ID_BUCKETS];
 
@@ -428,6 +429,7 @@ void dmu_item_take(struct dmu_device *dev, struct dmu_item *item, struct list_he
 bool dmu_item_pop(struct dmu_device *dev, struct dmu_msg *msg);
 void dmu_items_requeue_sent(struct dmu_device *dev);
 void dmu_items_reask(struct dmu_device *dev, u64 start, u64 last);
+void dmu_items_take_flushes(struct dmu_device *dev, u64 seq, struct list_head *ios);
 void dmu_items_take_all(struct dmu_device *dev, struct list_head *ios);
 unsigned int dmu_items_waiting(struct dmu_device *dev, unsigned int *bios);
 void dmu_no_daemon(struct dmu_device *dev);

@@ -99,7 +99,7 @@ enum dmu_kernel_msg {
 	 * A write under a SYNC extent has reached write_dest; its completion is
 	 * held. id, sector, len, write_dest, write_sector, seq (of its PROMOTED,
 	 * read before this; 0 if nothing was promoted). Answers: ACK once metadata
-	 * and data are durable, or FAIL. The destination has NOT been flushed.
+	 * and data are durable (it ends the write, and is no COMMITTED), or FAIL. The destination has NOT been flushed.
 	 */
 	DMU_MSG_DONE = 2,
 	/*
@@ -112,6 +112,7 @@ enum dmu_kernel_msg {
 	/*
 	 * All destinations have been flushed. id, seq: make the metadata of every
 	 * promotion up to seq durable. Answers: ACK (counts as COMMITTED(seq)), FAIL.
+	 * COMMITTED that covers seq ends it as well; a later ACK gets ENOENT then.
 	 */
 	DMU_MSG_FLUSH = 4,
 	/*
@@ -174,7 +175,8 @@ enum dmu_daemon_msg {
 	DMU_MSG_COMMITTED = 37,
 	/*
 	 * Forget [sector, sector + len): extents, and leaves of overlays that are
-	 * not wholly in it. id: the daemon's, not 0; INVALIDATED(id) follows.
+	 * not wholly in it. id: the daemon's, not 0; INVALIDATED(id) follows. A FAULT in
+	 * the range that was read but not answered comes again under a new id.
 	 */
 	DMU_MSG_INVALIDATE = 38,
 	/* Submit again what ERROR id told of. */
