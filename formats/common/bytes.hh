@@ -2,13 +2,12 @@
 // Integers in the byte order of a format, and memory that direct I/O accepts.
 #pragma once
 
+#include <boost/align/aligned_allocator.hpp>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
-
-#include <boost/align/aligned_allocator.hpp>
 
 namespace cowd {
 
@@ -18,7 +17,9 @@ using Buffer = std::vector<std::byte, boost::alignment::aligned_allocator<std::b
 template <std::unsigned_integral T>
 T load_le(std::span<const std::byte> bytes, size_t at) {
   T value = 0;
-  for (size_t i = sizeof(T); i-- > 0;) value = static_cast<T>(static_cast<uint64_t>(value) << 8 | std::to_integer<uint64_t>(bytes[at + i]));
+  for (size_t i = sizeof(T); i-- > 0;)
+    value = static_cast<T>(static_cast<uint64_t>(value) << 8 |
+                           std::to_integer<uint64_t>(bytes[at + i]));
   return value;
 }
 
@@ -27,7 +28,9 @@ void store_le(std::span<std::byte> bytes, size_t at, T value) {
   for (size_t i = 0; i < sizeof(T); i++) bytes[at + i] = std::byte(value >> (8 * i));
 }
 
-constexpr uint64_t round_up(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
+constexpr uint64_t round_up(uint64_t value, uint64_t unit) {
+  return (value + unit - 1) / unit * unit;
+}
 constexpr uint64_t round_down(uint64_t value, uint64_t unit) { return value / unit * unit; }
 
 }  // namespace cowd

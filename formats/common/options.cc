@@ -15,7 +15,8 @@ constexpr std::string_view kUnits = "KMGTP";
 int shift_of(std::string_view suffix) {
   if (suffix.empty()) return 0;
   const char first = suffix.front();
-  const size_t unit = kUnits.find(first >= 'a' && first <= 'z' ? static_cast<char>(first - 'a' + 'A') : first);
+  const size_t unit =
+      kUnits.find(first >= 'a' && first <= 'z' ? static_cast<char>(first - 'a' + 'A') : first);
   const std::string_view rest = suffix.substr(1);
   if (unit == std::string_view::npos || !(rest.empty() || rest == "iB")) return -1;
   return 10 * (static_cast<int>(unit) + 1);
@@ -29,8 +30,10 @@ uint64_t parse_size(const std::string& option, const std::string& text) {
   const auto [stop, problem] = std::from_chars(text.data(), end, number);
   const int shift = shift_of(std::string_view(stop, static_cast<size_t>(end - stop)));
   if (problem != std::errc() || shift < 0 || (number << shift) >> shift != number)
-    throw Error(EINVAL, "Option " + option + "=" + text +
-                            " is not a size: give a whole number of bytes, or one with K, M, G, T or P after it.");
+    throw Error(
+        EINVAL,
+        "Option " + option + "=" + text +
+            " is not a size: give a whole number of bytes, or one with K, M, G, T or P after it.");
   return number << shift;
 }
 
@@ -54,7 +57,8 @@ std::string human_size(uint64_t bytes) {
     bytes /= 1024;
     unit++;
   }
-  return std::to_string(bytes) + (unit < 0 ? " bytes" : std::string(" ") + kUnits[static_cast<size_t>(unit)] + "iB");
+  return std::to_string(bytes) +
+         (unit < 0 ? " bytes" : std::string(" ") + kUnits[static_cast<size_t>(unit)] + "iB");
 }
 
 }  // namespace cowd

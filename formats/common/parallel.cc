@@ -2,15 +2,14 @@
 #include "formats/common/parallel.hh"
 
 #include <algorithm>
-#include <exception>
-#include <utility>
-#include <vector>
-
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/deferred.hpp>
 #include <boost/asio/experimental/parallel_group.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <exception>
+#include <utility>
+#include <vector>
 
 namespace cowd {
 namespace {

@@ -69,7 +69,8 @@ Task<std::vector<Signature>> find_signatures(Disk& disk) {
 Uuid find_uuid(std::span<const std::byte> head) {
   Uuid uuid{};
   for (const Known& known : kKnown) {
-    if (known.uuid == 0 || known.uuid + uuid.size() > head.size() || !matches(known, head)) continue;
+    if (known.uuid == 0 || known.uuid + uuid.size() > head.size() || !matches(known, head))
+      continue;
     std::copy_n(head.begin() + known.uuid, uuid.size(), uuid.begin());
     break;
   }

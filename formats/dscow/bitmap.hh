@@ -40,9 +40,8 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <vector>
-
 #include <nlohmann/json_fwd.hpp>
+#include <vector>
 
 #include "formats/dscow/bits.hh"
 #include "formats/dscow/layout.hh"
@@ -75,7 +74,9 @@ class DiskBits : public Bits {
 
   bool any(uint64_t page) const override { return exists(page) || uncommitted_.touches(page); }
   Task<PagePtr> bits(uint64_t page) override;
-  void add(uint64_t first, uint64_t count, uint64_t seq) override { uncommitted_.add(first, count, seq); }
+  void add(uint64_t first, uint64_t count, uint64_t seq) override {
+    uncommitted_.add(first, count, seq);
+  }
   Task<> commit(uint64_t seq, bool data_flushed) override;
   nlohmann::json stats() const override;
 

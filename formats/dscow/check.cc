@@ -56,8 +56,10 @@ class Checker {
 Task<CheckResult> Checker::run() {
   result_.total_granules = geometry_.granules();
   if (request_.repair && !headers_.current().owner.host.empty())
-    throw Error(EBUSY, top_.name() + " is attached by the host with the machine id " + headers_.current().owner.host +
-                           ", or was when that crashed: detach it there (after a crash, attach and detach it) before it is repaired.");
+    throw Error(EBUSY, top_.name() + " is attached by the host with the machine id " +
+                           headers_.current().owner.host +
+                           ", or was when that crashed: detach it there (after a crash, attach and "
+                           "detach it) before it is repaired.");
   co_await check_headers();
   remark_state();
   co_await check_base();
@@ -70,8 +72,8 @@ Task<CheckResult> Checker::run() {
 Task<> Checker::check_headers() {
   for (size_t copy = 0; copy < 2; copy++) {
     if (headers_.problem(copy).empty()) continue;
-    result_.findings.push_back("Header copy " + std::to_string(copy) + " is not valid: " + headers_.problem(copy) +
-                               "; the other copy is good.");
+    result_.findings.push_back("Header copy " + std::to_string(copy) + " is not valid: " +
+                               headers_.problem(copy) + "; the other copy is good.");
     if (!request_.repair) {
       result_.leaks++;
       continue;
@@ -85,8 +87,8 @@ Task<> Checker::check_headers() {
 void Checker::remark_state() {
   const Header& header = headers_.current();
   if (!header.owner.host.empty())
-    result_.findings.push_back("The store is attached by the host with the machine id " + header.owner.host +
-                               ", or was when that crashed; this is harmless.");
+    result_.findings.push_back("The store is attached by the host with the machine id " +
+                               header.owner.host + ", or was when that crashed; this is harmless.");
   if (header.mode == Mode::transient)
     result_.findings.push_back("The store is transient: what it holds is worth nothing.");
 }
@@ -108,7 +110,8 @@ Task<> Checker::check_top() {
   clear_bits(good, geometry_.pages(), bits_.size() * 8 - geometry_.pages());
   const uint64_t wrong = count_bits(bits_) - count_bits(good);
   if (wrong == 0) co_return;
-  result_.findings.push_back("The bitmap names " + std::to_string(wrong) + " pages beyond the end of the disk.");
+  result_.findings.push_back("The bitmap names " + std::to_string(wrong) +
+                             " pages beyond the end of the disk.");
   bits_ = std::move(good);
   if (!request_.repair) {
     result_.errors += wrong;
@@ -139,8 +142,8 @@ Task<> Checker::check_page(uint64_t page) {
   const uint64_t wrong = strip(page, bits);
   result_.allocated_granules += count_bits(bits);
   if (wrong == 0) co_return;
-  result_.findings.push_back("Page " + std::to_string(page) + " of the bitmap has " + std::to_string(wrong) +
-                             " bits that stand for no granule.");
+  result_.findings.push_back("Page " + std::to_string(page) + " of the bitmap has " +
+                             std::to_string(wrong) + " bits that stand for no granule.");
   if (!request_.repair) {
     result_.errors += wrong;
     co_return;

@@ -28,11 +28,13 @@ uint64_t disk_size(CreateRequest& request) {
   const uint64_t option = take_size(request.options, "size", 0);
   if (option != 0 && request.size != 0 && option != request.size)
     throw Error(EINVAL, "Two sizes are given for the disk in " + request.top->name() + ": " +
-                            human_size(request.size) + " and " + human_size(option) + ". Give one.");
+                            human_size(request.size) + " and " + human_size(option) +
+                            ". Give one.");
   if (const uint64_t size = std::max(option, request.size)) return size;
   if (!request.base)
-    throw Error(EINVAL, "The size of the disk in " + request.top->name() +
-                            " is not given, and there is no base to take it from: give one with size=.");
+    throw Error(EINVAL,
+                "The size of the disk in " + request.top->name() +
+                    " is not given, and there is no base to take it from: give one with size=.");
   return request.base->size();
 }
 
@@ -40,12 +42,14 @@ Geometry wanted_geometry(CreateRequest& request) {
   const uint64_t granule = take_size(request.options, "granule", kMinGranule);
   const uint64_t size = disk_size(request);
   refuse_others(request.options, "dscow");
-  const std::string where = "A dscow store of " + human_size(size) + " with a granule of " + human_size(granule) + " cannot be: ";
+  const std::string where = "A dscow store of " + human_size(size) + " with a granule of " +
+                            human_size(granule) + " cannot be: ";
   if (granule < kMinGranule || granule > kMaxGranule)
     throw Error(EINVAL, where + "the granule must be from 4 KiB to 1 MiB.");
   const Geometry unplaced{size, static_cast<uint32_t>(granule), 0, 0, 0};
   // Sizes first: plan() may count on them.
-  if (size == 0 || size % 512 != 0 || (granule & (granule - 1)) != 0 || size / granule >= kMaxGranules)
+  if (size == 0 || size % 512 != 0 || (granule & (granule - 1)) != 0 ||
+      size / granule >= kMaxGranules)
     throw Error(EINVAL, where + problem_with(unplaced) + ".");
   return plan(size, unplaced.granule);
 }
@@ -57,9 +61,10 @@ void refuse_top(const CreateRequest& request, const Geometry& geometry) {
   if (request.base && (request.base == request.top || request.base->name() == top.name()))
     throw Error(EINVAL, top.name() + " is given as store and as base: they must be two.");
   if (top.size() < geometry.needed())
-    throw Error(ENOSPC, top.name() + " is too small for a dscow store of a disk of " + human_size(geometry.size) +
-                            ": it has " + std::to_string(top.size()) + " bytes and needs " +
-                            std::to_string(geometry.needed()) + ". Make it larger, or the disk smaller.");
+    throw Error(ENOSPC, top.name() + " is too small for a dscow store of a disk of " +
+                            human_size(geometry.size) + ": it has " + std::to_string(top.size()) +
+                            " bytes and needs " + std::to_string(geometry.needed()) +
+                            ". Make it larger, or the disk smaller.");
 }
 
 Task<> write_zeroes(Disk& disk, uint64_t offset, uint64_t length) {
@@ -92,7 +97,8 @@ Task<Header> make_header(const CreateRequest& request, const Geometry& geometry)
     if (request.base->size() == 0)
       throw Error(EINVAL, request.base->name() + " has no bytes: it cannot be a base.");
     if (request.base->name().size() >= kLocatorSpan)
-      throw Error(ENAMETOOLONG, "The name of the base, " + request.base->name() + ", is longer than the 2047 bytes a store can keep.");
+      throw Error(ENAMETOOLONG, "The name of the base, " + request.base->name() +
+                                    ", is longer than the 2047 bytes a store can keep.");
     header.base = co_await identify(*request.base, request.base->size());
     header.base_locator = request.base->name();
   }

@@ -19,12 +19,15 @@ std::string describe(const Uuid& uuid) {
                                const BaseIdentity& found) {
   std::string what;
   if (found.uuid != header.base.uuid)
-    what = "it holds " + describe(found.uuid) + " where " + describe(header.base.uuid) + " is expected";
+    what = "it holds " + describe(found.uuid) + " where " + describe(header.base.uuid) +
+           " is expected";
   for (size_t i = 0; what.empty() && i < kSamples; i++)
     if (found.samples[i] != header.base.samples[i])
-      what = "its content at byte " + std::to_string(sample_offset(header.base.size, i)) + " is another";
-  throw Error(ESTALE, base.name() + " is not the base that " + store + " was made for, or has been changed since: " +
-                          what + ". The base was '" + header.base_locator +
+      what = "its content at byte " + std::to_string(sample_offset(header.base.size, i)) +
+             " is another";
+  throw Error(ESTALE, base.name() + " is not the base that " + store +
+                          " was made for, or has been changed since: " + what + ". The base was '" +
+                          header.base_locator +
                           "': give that one, unchanged, or make a new store for this one.");
 }
 
@@ -52,7 +55,8 @@ Task<BaseIdentity> identify(Disk& base, uint64_t size) {
   }
   Buffer head(std::min<uint64_t>(kSignatureSpan, base.size()));
   co_await base.read_at(0, head);
-  identity.uuid = find_uuid(std::span<const std::byte>(head).first(std::min<uint64_t>(head.size(), size)));
+  identity.uuid =
+      find_uuid(std::span<const std::byte>(head).first(std::min<uint64_t>(head.size(), size)));
   co_return identity;
 }
 
@@ -68,8 +72,9 @@ Task<> require_base(const std::string& store, const Header& header, Disk* base) 
                             "', and none is given: write dscow:TOP:BASE.");
   if (base->size() < header.base.size)
     throw Error(ESTALE, base->name() + " is too small to be the base of " + store + ": it has " +
-                            std::to_string(base->size()) + " bytes, the base '" + header.base_locator + "' had " +
-                            std::to_string(header.base.size) + ". Give that one, or make it as large as it was.");
+                            std::to_string(base->size()) + " bytes, the base '" +
+                            header.base_locator + "' had " + std::to_string(header.base.size) +
+                            ". Give that one, or make it as large as it was.");
   const BaseIdentity found = co_await identify(*base, header.base.size);
   if (found != header.base) refuse_other(store, header, *base, found);
 }

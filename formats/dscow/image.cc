@@ -3,9 +3,8 @@
 
 #include <algorithm>
 #include <limits>
-#include <utility>
-
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "cowd/core/error.hh"
 #include "formats/dscow/owner.hh"
@@ -19,7 +18,8 @@ constexpr size_t kMaxExtents = 64;  // in one answer of a store that is only rea
 
 }  // namespace
 
-StoreImage::StoreImage(OpenRequest request, Headers headers, std::unique_ptr<Bits> bits, bool read_only)
+StoreImage::StoreImage(OpenRequest request, Headers headers, std::unique_ptr<Bits> bits,
+                       bool read_only)
     : request_(std::move(request)),
       headers_(std::move(headers)),
       geometry_(headers_.current().geometry),
@@ -43,7 +43,8 @@ Task<std::vector<Answer>> StoreImage::resolve(Range range, Access access) {
   if (access == Access::leaf) co_return co_await leaf(range);
   if (!read_only_) co_return regions_in(range);
   if (access == Access::write)
-    throw Error(EROFS, request_.top->name() + " is attached read-only: attach it for writing to write to it.");
+    throw Error(EROFS, request_.top->name() +
+                           " is attached read-only: attach it for writing to write to it.");
   co_return co_await read_only_extents(range);
 }
 
@@ -65,7 +66,8 @@ Extent StoreImage::extent_of(const Region& region) const {
     extent.read = extent.write;
     return extent;
   }
-  extent.read = side_of(region.kind == Region::Kind::over_base ? Where::base : Where::zero, region.first);
+  extent.read =
+      side_of(region.kind == Region::Kind::over_base ? Where::base : Where::zero, region.first);
   extent.granule = static_cast<uint32_t>(granule_sectors());
   extent.sync = request_.durability == Durability::always;
   extent.is_volatile = request_.durability == Durability::transient;
@@ -73,7 +75,8 @@ Extent StoreImage::extent_of(const Region& region) const {
 }
 
 Task<std::vector<Answer>> StoreImage::read_only_extents(Range range) {
-  const uint64_t pages_end = round_up(round_up(range.end(), granule_sectors()) / granule_sectors(), kPageGranules);
+  const uint64_t pages_end =
+      round_up(round_up(range.end(), granule_sectors()) / granule_sectors(), kPageGranules);
   const uint64_t limit = std::min(geometry_.granules(), pages_end);
   std::vector<Answer> answers;
   uint64_t at = range.sector / granule_sectors();
@@ -93,8 +96,10 @@ Task<std::vector<Answer>> StoreImage::leaf(Range range) {
   const uint64_t end = range.end() / granule_sectors();
   const Region& region = region_at(first);
   if (range.sector % granule_sectors() != 0 || range.end() % granule_sectors() != 0 ||
-      region.kind == Region::Kind::edge || end > region.first + region.count || end - first > kPageGranules)
-    throw Error(EINVAL, request_.top->name() + ": the kernel asks for a leaf of the bitmap that is none.");
+      region.kind == Region::Kind::edge || end > region.first + region.count ||
+      end - first > kPageGranules)
+    throw Error(EINVAL,
+                request_.top->name() + ": the kernel asks for a leaf of the bitmap that is none.");
   cowd::Bitmap answer;
   answer.range = range;
   answer.bits.resize((end - first + 7) / 8);
@@ -119,11 +124,13 @@ Task<std::vector<Answer>> StoreImage::leaf(Range range) {
 void StoreImage::promoted(const Promotion& promotion) {
   const uint64_t first = promotion.range.sector / granule_sectors();
   const uint64_t count = promotion.range.len / granule_sectors();
-  const bool whole = promotion.range.sector % granule_sectors() == 0 && promotion.range.len % granule_sectors() == 0;
+  const bool whole = promotion.range.sector % granule_sectors() == 0 &&
+                     promotion.range.len % granule_sectors() == 0;
   const bool inside = first < geometry_.granules() && count <= geometry_.granules() - first;
   if (read_only_ || !whole || !inside || promotion.dest != kStore ||
       promotion.dest_sector != geometry_.granule_offset(first) / 512) {
-    misled_ = "sectors " + std::to_string(promotion.range.sector) + " to " + std::to_string(promotion.range.end());
+    misled_ = "sectors " + std::to_string(promotion.range.sector) + " to " +
+              std::to_string(promotion.range.end());
     return;
   }
   bits_->add(first, count, promotion.seq);
@@ -197,7 +204,8 @@ MapEntry StoreImage::entry_of(const Run& run, Range within) const {
   const bool store = run.where == Where::store;
   entry.depth = store ? 0 : 1;
   entry.has_offset = true;
-  entry.offset = side_of(run.where, run.first).sector * 512 + (entry.range.sector - own.sector) * 512;
+  entry.offset =
+      side_of(run.where, run.first).sector * 512 + (entry.range.sector - own.sector) * 512;
   entry.disk = (store ? request_.top : request_.base)->name();
   return entry;
 }
@@ -239,7 +247,8 @@ const Region& StoreImage::region_at(uint64_t granule) const {
 void StoreImage::require_within(Range range) const {
   if (range.len == 0 || range.sector >= sectors() || range.len > sectors() - range.sector)
     throw Error(ERANGE, request_.top->name() + " has " + std::to_string(sectors()) + " sectors; " +
-                            std::to_string(range.len) + " from " + std::to_string(range.sector) + " on are not all in it.");
+                            std::to_string(range.len) + " from " + std::to_string(range.sector) +
+                            " on are not all in it.");
 }
 
 }  // namespace cowd::dscow

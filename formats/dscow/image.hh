@@ -11,10 +11,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
-
-#include <nlohmann/json_fwd.hpp>
 
 #include "formats/dscow/bitmap.hh"
 #include "formats/dscow/headers.hh"

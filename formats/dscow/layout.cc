@@ -26,14 +26,16 @@ std::string problem_with(const Geometry& geometry) {
   const Geometry& g = geometry;
   if (!std::has_single_bit(g.granule) || g.granule < kMinGranule || g.granule > kMaxGranule)
     return "the granule is not a power of two from 4 KiB to 1 MiB";
-  if (g.size == 0 || g.size % 512 != 0) return "the size of the disk is not a multiple of 512 bytes";
+  if (g.size == 0 || g.size % 512 != 0)
+    return "the size of the disk is not a multiple of 512 bytes";
   if (g.size / g.granule >= kMaxGranules)
     return "the disk has more than 2^40 granules (a larger granule makes them fewer)";
   // With the limits above nothing below can overflow.
   if (g.top_offset % kBlock != 0 || g.pages_offset % kBlock != 0 || g.data_offset % kDataAlign != 0)
     return "an area is not aligned";
-  if (g.data_offset > 1ULL << 62 || g.pages_offset > g.data_offset || g.top_offset > g.pages_offset ||
-      g.top_offset < 2 * kBlock || g.pages_offset - g.top_offset < g.top_bytes() ||
+  if (g.data_offset > 1ULL << 62 || g.pages_offset > g.data_offset ||
+      g.top_offset > g.pages_offset || g.top_offset < 2 * kBlock ||
+      g.pages_offset - g.top_offset < g.top_bytes() ||
       g.data_offset - g.pages_offset < g.pages() * kBlock)
     return "areas overlap";
   return {};

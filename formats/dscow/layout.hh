@@ -7,11 +7,11 @@
 
 namespace cowd::dscow {
 
-inline constexpr uint32_t kBlock = 4096;           // bytes; metadata is laid out in these
-inline constexpr uint32_t kPageGranules = 32768;   // bits in one page
-inline constexpr uint32_t kMinGranule = 4096;      // bytes
+inline constexpr uint32_t kBlock = 4096;          // bytes; metadata is laid out in these
+inline constexpr uint32_t kPageGranules = 32768;  // bits in one page
+inline constexpr uint32_t kMinGranule = 4096;     // bytes
 inline constexpr uint32_t kMaxGranule = 1U << 20;
-inline constexpr uint64_t kDataAlign = 1U << 20;   // bytes
+inline constexpr uint64_t kDataAlign = 1U << 20;      // bytes
 inline constexpr uint64_t kMaxGranules = 1ULL << 40;  // the top is then 4 MiB
 
 // All in bytes, but for the counts.

@@ -31,15 +31,23 @@ Mode mode_of(Durability durability) {
 void require_mode(const std::string& store, Mode was, Mode wanted) {
   if (was == Mode::unused || (was == Mode::transient) == (wanted == Mode::transient)) return;
   if (was == Mode::transient)
-    throw Error(ESTALE, store + " was attached as transient, so what it holds was worth nothing after its detach: "
-                                "attach it as transient again, or make it anew with 'cowctl create --force'.");
-  throw Error(EINVAL, store + " was attached as persistent and may hold data that a transient disk would throw away: "
-                              "attach it as persistent, or make it anew with 'cowctl create --force'.");
+    throw Error(
+        ESTALE,
+        store +
+            " was attached as transient, so what it holds was worth nothing after its detach: "
+            "attach it as transient again, or make it anew with 'cowctl create --force'.");
+  throw Error(
+      EINVAL,
+      store +
+          " was attached as persistent and may hold data that a transient disk would throw away: "
+          "attach it as persistent, or make it anew with 'cowctl create --force'.");
 }
 
 void require_writable(const OpenRequest& request) {
   if (request.top->read_only())
-    throw Error(EROFS, request.top->name() + " cannot be written to: make it writable, or attach the disk read-only.");
+    throw Error(EROFS,
+                request.top->name() +
+                    " cannot be written to: make it writable, or attach the disk read-only.");
 }
 
 Task<> make_ours(const OpenRequest& request, Headers& headers, Mode mode) {
@@ -50,7 +58,8 @@ Task<> make_ours(const OpenRequest& request, Headers& headers, Mode mode) {
     co_await take_over(top, headers, ours, mode);
     // Of a transient store an earlier session's writes to the edges must go.
     if (mode == Mode::transient && !request.reattach)
-      co_await fill_edges(top, request.base.get(), headers.current().geometry, headers.current().base.size);
+      co_await fill_edges(top, request.base.get(), headers.current().geometry,
+                          headers.current().base.size);
   } catch (...) {
     failure = std::current_exception();
   }
@@ -72,8 +81,9 @@ void require_room(const Disk& store, const Header& header) {
   const uint64_t needed = header.geometry.needed();
   if (store.size() < needed)
     throw Error(ENOSPC, store.name() + " is too small for the dscow store in it, of a disk of " +
-                            human_size(header.geometry.size) + ": it has " + std::to_string(store.size()) +
-                            " bytes and needs " + std::to_string(needed) +
+                            human_size(header.geometry.size) + ": it has " +
+                            std::to_string(store.size()) + " bytes and needs " +
+                            std::to_string(needed) +
                             ". If it was cut off or copied in part, make it as large as it was.");
 }
 
@@ -85,16 +95,22 @@ Task<std::unique_ptr<Image>> open(OpenRequest request) {
   const Mode mode = mode_of(request.durability);
   const bool read_only = request.read_only || unknown_read_only(header) != 0;
   if (read_only && mode == Mode::transient)
-    throw Error(EINVAL, top.name() + " cannot be both transient and read-only: such a disk is its base, attach that.");
+    throw Error(
+        EINVAL,
+        top.name() +
+            " cannot be both transient and read-only: such a disk is its base, attach that.");
   require_mode(top.name(), header.mode, mode);
-  co_await require_base(top.name(), header, request.base.get());
   const Claim claim = judge_owner(top.name(), header, request);
+  // Served already, a base that has changed since must not stop the guests now.
+  if (claim == Claim::take || !request.base)
+    co_await require_base(top.name(), header, request.base.get());
   std::unique_ptr<Bits> bits = co_await load_bits(request, header.geometry);
   if (!read_only) {
     require_writable(request);
     if (claim == Claim::take || header.mode != mode) co_await make_ours(request, headers, mode);
   }
-  co_return std::make_unique<StoreImage>(std::move(request), std::move(headers), std::move(bits), read_only);
+  co_return std::make_unique<StoreImage>(std::move(request), std::move(headers), std::move(bits),
+                                         read_only);
 }
 
 }  // namespace cowd::dscow

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "formats/raw/raw.hh"
 
-#include <utility>
-
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "cowd/core/error.hh"
 #include "formats/common/options.hh"
@@ -13,8 +12,8 @@ namespace {
 
 void refuse_base(const Disk& top, const std::shared_ptr<Disk>& base) {
   if (base)
-    throw Error(EINVAL, "A raw disk has no base, and " + base->name() + " is given as one for " + top.name() +
-                            ": leave it out, or use the format dscow.");
+    throw Error(EINVAL, "A raw disk has no base, and " + base->name() + " is given as one for " +
+                            top.name() + ": leave it out, or use the format dscow.");
 }
 
 }  // namespace
@@ -40,7 +39,8 @@ std::vector<Answer> RawImage::initial() const {
 Task<std::vector<Answer>> RawImage::resolve(Range range, Access access) {
   require_within(range);
   if (access == Access::write && request_.read_only)
-    throw Error(EROFS, request_.top->name() + " is attached read-only: attach it for writing to write to it.");
+    throw Error(EROFS, request_.top->name() +
+                           " is attached read-only: attach it for writing to write to it.");
   co_return initial();
 }
 
@@ -77,7 +77,8 @@ nlohmann::json RawImage::stats() const { return nlohmann::json::object(); }
 void RawImage::require_within(Range range) const {
   if (range.len == 0 || range.sector >= sectors() || range.len > sectors() - range.sector)
     throw Error(ERANGE, request_.top->name() + " has " + std::to_string(sectors()) + " sectors; " +
-                            std::to_string(range.len) + " from " + std::to_string(range.sector) + " on are not all in it.");
+                            std::to_string(range.len) + " from " + std::to_string(range.sector) +
+                            " on are not all in it.");
 }
 
 // Any disk is a raw image already: there is nothing to write.
@@ -85,8 +86,9 @@ Task<> create(CreateRequest request) {
   refuse_base(*request.top, request.base);
   refuse_others(request.options, "raw");
   if (request.size > request.top->size())
-    throw Error(ENOSPC, request.top->name() + " is too small for a raw disk of " + human_size(request.size) +
-                            ": it has " + std::to_string(request.top->size()) + " bytes. Make it larger.");
+    throw Error(ENOSPC, request.top->name() + " is too small for a raw disk of " +
+                            human_size(request.size) + ": it has " +
+                            std::to_string(request.top->size()) + " bytes. Make it larger.");
   if (request.progress) request.progress(1, 1);
   co_return;
 }
@@ -94,12 +96,15 @@ Task<> create(CreateRequest request) {
 Task<std::unique_ptr<Image>> open(OpenRequest request) {
   refuse_base(*request.top, request.base);
   if (request.durability == Durability::transient)
-    throw Error(EINVAL, request.top->name() + " as a raw disk keeps what is written to it and cannot be transient: "
-                                              "use the format dscow with it as base.");
+    throw Error(EINVAL, request.top->name() +
+                            " as a raw disk keeps what is written to it and cannot be transient: "
+                            "use the format dscow with it as base.");
   if (request.top->size() == 0)
     throw Error(EINVAL, request.top->name() + " has no bytes: it cannot be a disk.");
   if (request.top->read_only() && !request.read_only)
-    throw Error(EROFS, request.top->name() + " cannot be written to: make it writable, or attach the disk read-only.");
+    throw Error(EROFS,
+                request.top->name() +
+                    " cannot be written to: make it writable, or attach the disk read-only.");
   co_return std::make_unique<RawImage>(std::move(request));
 }
 
@@ -109,7 +114,8 @@ Task<nlohmann::json> info(std::shared_ptr<Disk> top) {
 
 Task<CheckResult> check(CheckRequest request) {
   CheckResult result;
-  result.findings.push_back(request.top->name() + " is raw: it has no metadata that could be checked.");
+  result.findings.push_back(request.top->name() +
+                            " is raw: it has no metadata that could be checked.");
   co_return result;
 }
 

@@ -10,7 +10,8 @@
 
 namespace cowd::sim {
 
-OpenRequest dscow_request(std::shared_ptr<Disk> top, std::shared_ptr<Disk> base, const std::string& boot) {
+OpenRequest dscow_request(std::shared_ptr<Disk> top, std::shared_ptr<Disk> base,
+                          const std::string& boot) {
   OpenRequest request;
   request.top = std::move(top);
   request.base = std::move(base);
@@ -19,12 +20,15 @@ OpenRequest dscow_request(std::shared_ptr<Disk> top, std::shared_ptr<Disk> base,
   return request;
 }
 
-std::shared_ptr<SimDisk> make_base(uint64_t size) { return std::make_shared<SimDisk>("/dev/vg/base", size); }
+std::shared_ptr<SimDisk> make_base(uint64_t size) {
+  return std::make_shared<SimDisk>("/dev/vg/base", size);
+}
 
-std::shared_ptr<SimDisk> make_store(uint64_t size, std::shared_ptr<Disk> base, const std::string& granule,
-                                    uint32_t block_size) {
+std::shared_ptr<SimDisk> make_store(uint64_t size, std::shared_ptr<Disk> base,
+                                    const std::string& granule, uint32_t block_size) {
   const auto bytes = static_cast<uint32_t>(parse_size("granule", granule));
-  auto top = std::make_shared<SimDisk>("/dev/vg/cow", dscow::plan(size, bytes).needed(), block_size);
+  auto top =
+      std::make_shared<SimDisk>("/dev/vg/cow", dscow::plan(size, bytes).needed(), block_size);
   CreateRequest request;
   request.top = top;
   request.base = std::move(base);
@@ -39,7 +43,8 @@ Task<std::set<uint64_t>> promoted_granules(Image& image, uint64_t granule_bytes)
   const std::vector<MapEntry> map = co_await image.map({0, image.sectors()});
   const uint64_t sectors = granule_bytes / 512;
   for (const MapEntry& entry : map)
-    for (uint64_t at = entry.range.sector; entry.depth == 0 && entry.present && at < entry.range.end(); at += sectors)
+    for (uint64_t at = entry.range.sector;
+         entry.depth == 0 && entry.present && at < entry.range.end(); at += sectors)
       granules.insert(at / sectors);
   co_return granules;
 }

@@ -17,7 +17,8 @@
 
 namespace cowd::sim {
 
-inline constexpr uint64_t kKiB = 1ULL << 10, kMiB = 1ULL << 20, kGiB = 1ULL << 30, kTiB = 1ULL << 40;
+inline constexpr uint64_t kKiB = 1ULL << 10, kMiB = 1ULL << 20, kGiB = 1ULL << 30,
+                          kTiB = 1ULL << 40;
 
 OpenRequest dscow_request(std::shared_ptr<Disk> top, std::shared_ptr<Disk> base = nullptr,
                           const std::string& boot = "boot-1");

@@ -2,14 +2,13 @@
 // Runs coroutines to their end, on an event loop of their own.
 #pragma once
 
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/io_context.hpp>
 #include <exception>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
-
-#include <boost/asio/co_spawn.hpp>
-#include <boost/asio/io_context.hpp>
 
 #include "cowd/core/error.hh"
 #include "formats/plugin.hh"

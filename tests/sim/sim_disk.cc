@@ -2,12 +2,11 @@
 #include "tests/sim/sim_disk.hh"
 
 #include <algorithm>
-#include <cstring>
-#include <utility>
-
 #include <boost/asio/post.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <cstring>
+#include <utility>
 
 #include "cowd/core/error.hh"
 
@@ -41,7 +40,8 @@ void Content::write(uint64_t offset, std::span<const std::byte> in) {
     const uint64_t index = offset / kChunk, within = offset % kChunk;
     const size_t part = std::min<uint64_t>(in.size(), kChunk - within);
     auto found = chunks_.find(index);
-    if (found == chunks_.end()) found = chunks_.emplace(index, part == kChunk ? Chunk{} : fresh(index)).first;
+    if (found == chunks_.end())
+      found = chunks_.emplace(index, part == kChunk ? Chunk{} : fresh(index)).first;
     std::copy_n(in.begin(), part, found->second.begin() + within);
     in = in.subspan(part);
     offset += part;
@@ -63,7 +63,11 @@ class SimDisk::Turn {
 };
 
 SimDisk::SimDisk(std::string name, uint64_t size, uint32_t block_size, bool garbage)
-    : name_(std::move(name)), size_(size), block_size_(block_size), content_(garbage), recorded_(garbage) {}
+    : name_(std::move(name)),
+      size_(size),
+      block_size_(block_size),
+      content_(garbage),
+      recorded_(garbage) {}
 
 Task<> SimDisk::hop() {
   const uint64_t turns = hops_ == 0 ? 0 : random_() % (hops_ + 1);
@@ -138,9 +142,10 @@ bool SimDisk::fails_now(Op op) {
 }
 
 void SimDisk::require_valid(uint64_t offset, uint64_t length) const {
-  if (offset % block_size_ != 0 || length % block_size_ != 0 || length == 0 || offset > size_ || length > size_ - offset)
-    throw Error(EINVAL, name_ + ": bytes " + std::to_string(offset) + " to " + std::to_string(offset + length) +
-                            " are no whole blocks of it.");
+  if (offset % block_size_ != 0 || length % block_size_ != 0 || length == 0 || offset > size_ ||
+      length > size_ - offset)
+    throw Error(EINVAL, name_ + ": bytes " + std::to_string(offset) + " to " +
+                            std::to_string(offset + length) + " are no whole blocks of it.");
 }
 
 void SimDisk::log(Event::Kind kind, uint64_t id, uint64_t offset, std::span<const std::byte> data) {
@@ -155,7 +160,8 @@ void SimDisk::record() {
 
 void SimDisk::mark(uint64_t value) { log(Event::Kind::mark, value); }
 
-void SimDisk::write_parts(Content& content, uint64_t offset, std::span<const std::byte> in, Random& random) const {
+void SimDisk::write_parts(Content& content, uint64_t offset, std::span<const std::byte> in,
+                          Random& random) const {
   for (size_t at = 0; at < in.size(); at += block_size_)
     if (random() & 1) content.write(offset + at, in.subspan(at, block_size_));
 }
@@ -170,7 +176,9 @@ std::vector<SimDisk::Fate> SimDisk::fates(size_t at) const {
         case Event::Kind::flush_begins:
           if (write.ended && write.flush == 0) write.flush = event.id;
           break;
-        case Event::Kind::flush_ends: write.certain |= write.flush == event.id && !write.doomed; break;
+        case Event::Kind::flush_ends:
+          write.certain |= write.flush == event.id && !write.doomed;
+          break;
         case Event::Kind::flush_fails: write.doomed |= write.ended; break;
         default: break;
       }
@@ -183,7 +191,8 @@ std::shared_ptr<SimDisk> SimDisk::crash(size_t at, Survives survives, Random& ra
   auto after = copy();
   after->content_ = recorded_;
   for (const Fate& write : fates(at)) {
-    const uint64_t chance = survives == Survives::anything ? random() % 3 : survives == Survives::everything;
+    const uint64_t chance =
+        survives == Survives::anything ? random() % 3 : survives == Survives::everything;
     if (write.certain || chance == 1)
       after->content_.write(write.event->offset, write.event->data);
     else if (chance == 2)

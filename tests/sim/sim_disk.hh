@@ -120,8 +120,10 @@ class SimDisk : public Disk {
   bool chance() { return random_() & 1; }
   bool fails_now(Op op);
   void require_valid(uint64_t offset, uint64_t length) const;
-  void log(Event::Kind kind, uint64_t id, uint64_t offset = 0, std::span<const std::byte> data = {});
-  void write_parts(Content& content, uint64_t offset, std::span<const std::byte> in, Random& random) const;
+  void log(Event::Kind kind, uint64_t id, uint64_t offset = 0,
+           std::span<const std::byte> data = {});
+  void write_parts(Content& content, uint64_t offset, std::span<const std::byte> in,
+                   Random& random) const;
 
   const std::string name_;
   uint64_t size_;

@@ -22,7 +22,8 @@ struct Spent {
 };
 
 std::ostream& operator<<(std::ostream& out, const Spent& spent) {
-  return out << spent.reads << " reads, " << spent.writes << " writes, " << spent.flushes << " flushes";
+  return out << spent.reads << " reads, " << spent.writes << " writes, " << spent.flushes
+             << " flushes";
 }
 
 class DscowBitmap : public testing::Test {
@@ -113,7 +114,8 @@ TEST_F(DscowBitmap, AFailedCommitForgetsNothingAndCanBeRepeated) {
 }
 
 TEST_F(DscowBitmap, RemembersABoundedNumberOfPages) {
-  for (uint64_t page = 0; page < 2 * kCachedPages; page++) bits_.add(page * kPageGranules + page, 1, 1);
+  for (uint64_t page = 0; page < 2 * kCachedPages; page++)
+    bits_.add(page * kPageGranules + page, 1, 1);
   const Spent spent = commit(true);
   EXPECT_EQ(spent.flushes, 2u);
   EXPECT_EQ(bits_.stats()["pages_cached"], kCachedPages);
@@ -169,9 +171,11 @@ Task<> ask_some(DiskBits& bits, Model& model, uint64_t seed) {
     PagePtr found = empty_page();
     if (bits.any(page)) found = co_await bits.bits(page);
     for (const uint64_t granule : before)
-      if (granule / kPageGranules == page && !get_bit(*found, granule % kPageGranules)) model.missed = true;
+      if (granule / kPageGranules == page && !get_bit(*found, granule % kPageGranules))
+        model.missed = true;
     for (uint64_t bit = 0; bit < 5000; bit++)
-      if (get_bit(*found, bit) && !model.told.count(page * kPageGranules + bit)) model.missed = true;
+      if (get_bit(*found, bit) && !model.told.count(page * kPageGranules + bit))
+        model.missed = true;
     co_await turn();
   }
 }
@@ -196,7 +200,8 @@ TEST(DscowBitmapConcurrency, NobodyMissesAPromotionWhateverTheOrder) {
     DiskBits again(*disk, plan(kGiB, 4096));
     run(again.load());
     for (const uint64_t granule : model.told)
-      ASSERT_TRUE(get_bit(*run(again.bits(granule / kPageGranules)), granule % kPageGranules)) << "seed " << seed;
+      ASSERT_TRUE(get_bit(*run(again.bits(granule / kPageGranules)), granule % kPageGranules))
+          << "seed " << seed;
   }
 }
 

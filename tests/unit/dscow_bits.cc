@@ -37,7 +37,8 @@ TEST(DscowBits, AgreeWithAVectorOfBool) {
       std::fill_n(model.begin() + static_cast<long>(from), length, false);
     }
     ASSERT_EQ(unpacked(bits), model) << "round " << round;
-    EXPECT_EQ(count_bits(bits), static_cast<uint64_t>(std::count(model.begin(), model.end(), true)));
+    EXPECT_EQ(count_bits(bits),
+              static_cast<uint64_t>(std::count(model.begin(), model.end(), true)));
     const uint64_t from = random() % 192, to = random() % 192;
     const uint64_t count = random() % (193 - std::max(from, to));
     or_bits(other, to, bits, from, count);
@@ -81,9 +82,11 @@ TEST(DscowLayout, RefusesWhatCannotBe) {
   };
   for (const uint64_t size : {0ULL, 513ULL, ~0ULL, ~511ULL, 1ULL << 52, 1ULL << 40})
     EXPECT_NE(with(&Geometry::size, size), "") << size;
-  for (const uint64_t offset : std::vector<uint64_t>{0, 4096, 8193, good.pages_offset, ~0ULL, ~4095ULL})
+  for (const uint64_t offset :
+       std::vector<uint64_t>{0, 4096, 8193, good.pages_offset, ~0ULL, ~4095ULL})
     EXPECT_NE(with(&Geometry::top_offset, offset), "") << offset;
-  for (const uint64_t offset : std::vector<uint64_t>{good.top_offset, good.pages_offset + 1, good.data_offset, ~4095ULL})
+  for (const uint64_t offset :
+       std::vector<uint64_t>{good.top_offset, good.pages_offset + 1, good.data_offset, ~4095ULL})
     EXPECT_NE(with(&Geometry::pages_offset, offset), "") << offset;
   for (const uint64_t offset : std::vector<uint64_t>{0, good.data_offset + 4096, 1ULL << 63})
     EXPECT_NE(with(&Geometry::data_offset, offset), "") << offset;
@@ -91,8 +94,10 @@ TEST(DscowLayout, RefusesWhatCannotBe) {
 
 TEST(DscowRegions, CoverTheDiskWithoutGaps) {
   for (const uint32_t granule : {4096u, 65536u})
-    for (const uint64_t size : {512u, 4096u, 4608u, 65536u, 65536u + 4096u, 1u << 20, (1u << 20) + 512u})
-      for (const uint64_t base : {0u, 512u, 4096u, 5120u, 65536u, 70144u, 1u << 20, (1u << 20) + 512u, 1u << 21}) {
+    for (const uint64_t size :
+         {512u, 4096u, 4608u, 65536u, 65536u + 4096u, 1u << 20, (1u << 20) + 512u})
+      for (const uint64_t base :
+           {0u, 512u, 4096u, 5120u, 65536u, 70144u, 1u << 20, (1u << 20) + 512u, 1u << 21}) {
         uint64_t next = 0;
         for (const Region& region : regions_of(plan(size, granule), base)) {
           EXPECT_EQ(region.first, next);
@@ -100,7 +105,8 @@ TEST(DscowRegions, CoverTheDiskWithoutGaps) {
           next += region.count;
           const uint64_t begin = region.first * granule, end = next * granule;
           const bool cut = end > size || (begin < base && base < end);
-          EXPECT_EQ(region.kind == Region::Kind::edge, cut) << size << " " << base << " " << granule;
+          EXPECT_EQ(region.kind == Region::Kind::edge, cut)
+              << size << " " << base << " " << granule;
           EXPECT_TRUE(region.kind != Region::Kind::over_base || end <= base);
           EXPECT_TRUE(region.kind != Region::Kind::over_zero || begin >= base);
         }
@@ -150,7 +156,8 @@ TEST(DscowUncommitted, KeepsARunThatGrowsWithOneSeqTogether) {
 }
 
 TEST(DscowIdentity, SamplesLieInsideTheBaseAndBeginWithBlocks) {
-  for (const uint64_t size : {512ULL, 4096ULL, 4608ULL, 1ULL << 20, 3ULL << 30, (1ULL << 62) + 512}) {
+  for (const uint64_t size :
+       {512ULL, 4096ULL, 4608ULL, 1ULL << 20, 3ULL << 30, (1ULL << 62) + 512}) {
     for (size_t i = 0; i < kSamples; i++) {
       EXPECT_LT(sample_offset(size, i), size);
       EXPECT_EQ(sample_offset(size, i) % kBlock, 0u);
@@ -171,7 +178,8 @@ TEST(Common, SizesAreReadAndWritten) {
   EXPECT_EQ(parse_size("size", "4096"), 4096u);
   EXPECT_EQ(parse_size("size", "64K"), 65536u);
   EXPECT_EQ(parse_size("size", "10GiB"), 10ULL << 30);
-  for (const char* wrong : {"", "K", "-1", "1.5G", "4X", "4KB", "4 K", "99999999999999999999", "20000000P"})
+  for (const char* wrong :
+       {"", "K", "-1", "1.5G", "4X", "4KB", "4 K", "99999999999999999999", "20000000P"})
     EXPECT_THROW(parse_size("size", wrong), Error) << wrong;
   EXPECT_EQ(human_size(10ULL << 30), "10 GiB");
   EXPECT_EQ(human_size(1536), "1536 bytes");

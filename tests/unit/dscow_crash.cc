@@ -80,16 +80,20 @@ Task<> busy_daemon(World& world) {
 class DscowCrash : public testing::Test {
  protected:
   // Opens what a crash left, as the same host does after its reboot.
-  void verify(const World& world, std::shared_ptr<SimDisk> found, const std::set<uint64_t>& acknowledged) {
+  void verify(const World& world, std::shared_ptr<SimDisk> found,
+              const std::set<uint64_t>& acknowledged) {
     CheckRequest request;
     request.top = found;
     const CheckResult result = run(check(request));
     ASSERT_EQ(result.errors, 0u) << result.findings.at(0);
-    const std::unique_ptr<Image> image = run(open(dscow_request(found, nullptr, "after the crash")));
+    const std::unique_ptr<Image> image =
+        run(open(dscow_request(found, nullptr, "after the crash")));
     const std::set<uint64_t> promoted = run(leaf_granules(*image));
-    ASSERT_TRUE(std::ranges::includes(promoted, acknowledged)) << "an acknowledged promotion is lost";
+    ASSERT_TRUE(std::ranges::includes(promoted, acknowledged))
+        << "an acknowledged promotion is lost";
     for (const uint64_t granule : promoted)
-      ASSERT_TRUE(world.holds_its_data(*found, granule)) << "granule " << granule << " is promoted without its data";
+      ASSERT_TRUE(world.holds_its_data(*found, granule))
+          << "granule " << granule << " is promoted without its data";
   }
 
   void cut_everywhere(World& world, uint64_t seed) {
@@ -99,9 +103,13 @@ class DscowCrash : public testing::Test {
     for (size_t at = 0; at <= top.log().size(); at++) {
       if (at > 0 && top.log()[at - 1].kind == Event::Kind::mark) mark = top.log()[at - 1].id;
       for (int i = 0; i < kMixtures + 2; i++) {
-        const Survives survives = i == 0 ? Survives::nothing : i == 1 ? Survives::everything : Survives::anything;
-        SCOPED_TRACE("seed " + std::to_string(seed) + ", event " + std::to_string(at) + ", mixture " + std::to_string(i));
-        ASSERT_NO_FATAL_FAILURE(verify(world, top.crash(at, survives, random), world.acknowledged_at(mark)));
+        const Survives survives = i == 0   ? Survives::nothing
+                                  : i == 1 ? Survives::everything
+                                           : Survives::anything;
+        SCOPED_TRACE("seed " + std::to_string(seed) + ", event " + std::to_string(at) +
+                     ", mixture " + std::to_string(i));
+        ASSERT_NO_FATAL_FAILURE(
+            verify(world, top.crash(at, survives, random), world.acknowledged_at(mark)));
       }
     }
   }
@@ -151,7 +159,8 @@ TEST_F(DscowCrash, AfterFailedCommits) {
     for (uint64_t i = 0; i < 3; i++) {
       const uint64_t granule = i * kPageGranules + 100 + i;
       if (failure_of(world.promote(granule)).first != 0) run(world.promote(granule));
-      while (failure_of(i % 2 ? world.flush() : world.timer()).first != 0) run(world.rewrite_uncommitted());
+      while (failure_of(i % 2 ? world.flush() : world.timer()).first != 0)
+        run(world.rewrite_uncommitted());
     }
     ASSERT_TRUE(world.top().has_failed()) << nth;
     world.top().fail(0, 0);

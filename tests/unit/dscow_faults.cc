@@ -150,9 +150,10 @@ TEST(DscowFaults, Repair) {
     run(world.promote(4 * kPageGranules));
     run(world.detach());
     const Geometry& geometry = world.geometry();
-    top->poke(geometry.top_offset, Bytes(1, std::byte(0xf1)));                    // pages 5 to 7 are none
-    top->poke(geometry.page_offset(4) + kBlock - 1, Bytes(1, std::byte(0xff)));   // granules beyond the end
-    top->poke(100, Bytes(1, std::byte(0xff)));                                    // a header
+    top->poke(geometry.top_offset, Bytes(1, std::byte(0xf1)));  // pages 5 to 7 are none
+    top->poke(geometry.page_offset(4) + kBlock - 1,
+              Bytes(1, std::byte(0xff)));       // granules beyond the end
+    top->poke(100, Bytes(1, std::byte(0xff)));  // a header
     top->fail(nth, error);
     CheckRequest request;
     request.top = top;

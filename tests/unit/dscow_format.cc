@@ -4,9 +4,8 @@
 
 #include <cstdio>
 #include <fstream>
-#include <sstream>
-
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "formats/common/crc32c.hh"
 #include "formats/dscow/headers.hh"
@@ -28,7 +27,8 @@ Header sample_header() {
   header.owner = {"host", "boot", 0x1122334455667788};
   header.base.size = 5 * kGiB;
   header.base.uuid[3] = std::byte{9};
-  for (size_t i = 0; i < kSamples; i++) header.base.samples[i] = static_cast<uint32_t>(i * 0x01010101);
+  for (size_t i = 0; i < kSamples; i++)
+    header.base.samples[i] = static_cast<uint32_t>(i * 0x01010101);
   header.base_locator = "nbd://host:10809/export";
   return header;
 }
@@ -159,9 +159,9 @@ TEST(DscowCreate, RefusesOptionsThatCannotBe) {
 
 TEST(DscowCreate, OverwritesNothingThatItKnowsWithoutForce) {
   const std::vector<std::pair<uint64_t, std::string>> marks = {
-      {0, "dscow\x1a\r\n"}, {4096, "dscow\x1a\r\n"}, {1080, "\x53\xef"},       {0, "XFSB"},   {65600, "_BHRfS_M"},
-      {512, "LABELONE"},    {4086, "SWAPSPACE2"},    {0, "LUKS\xba\xbe"}, {32769, "CD001"}, {510, "\x55\xaa"},
-      {512, "EFI PART"},    {0, "QFI\xfb"}};
+      {0, "dscow\x1a\r\n"}, {4096, "dscow\x1a\r\n"}, {1080, "\x53\xef"},   {0, "XFSB"},
+      {65600, "_BHRfS_M"},  {512, "LABELONE"},       {4086, "SWAPSPACE2"}, {0, "LUKS\xba\xbe"},
+      {32769, "CD001"},     {510, "\x55\xaa"},       {512, "EFI PART"},    {0, "QFI\xfb"}};
   for (const auto& [offset, mark] : marks) {
     auto top = std::make_shared<SimDisk>("cow", 10 * kMiB, 512, false);
     top->poke(offset, std::as_bytes(std::span(mark)));
@@ -179,11 +179,15 @@ TEST(DscowCreate, SaysWhatIsThere) {
   const auto top = make_store(kMiB);
   const auto [code, sentence] = failure_of(create(create_request(top, kMiB)));
   EXPECT_EQ(code, EEXIST);
-  EXPECT_EQ(sentence, "/dev/vg/cow holds a dscow store: to lose that and make a dscow store there, say --force.");
+  EXPECT_EQ(
+      sentence,
+      "/dev/vg/cow holds a dscow store: to lose that and make a dscow store there, say --force.");
 }
 
 TEST(DscowOpen, RefusesWhatIsNoStore) {
-  const auto code_of = [](std::shared_ptr<Disk> top) { return failure_of(open(dscow_request(top))).first; };
+  const auto code_of = [](std::shared_ptr<Disk> top) {
+    return failure_of(open(dscow_request(top))).first;
+  };
   EXPECT_EQ(code_of(std::make_shared<SimDisk>("zeroes", kMiB, 512, false)), EMEDIUMTYPE);
   EXPECT_EQ(code_of(std::make_shared<SimDisk>("garbage", kMiB)), EMEDIUMTYPE);
   EXPECT_EQ(code_of(std::make_shared<SimDisk>("tiny", 4096)), EMEDIUMTYPE);
@@ -207,8 +211,16 @@ TEST(DscowOpen, RefusesFieldsThatCannotBe) {
     size_t at;
     std::vector<int> values;
   };
-  for (const Case& wrong : std::vector<Case>{{48, {1}}, {52, {0, 0, 0, 1}}, {56, {0, 0}}, {64, {0, 0x20}},
-                                             {72, {0, 0, 1}}, {79, {0x80}}, {80, {1}}, {81, {0}}, {84, {9}}, {92, {31}}}) {
+  for (const Case& wrong : std::vector<Case>{{48, {1}},
+                                             {52, {0, 0, 0, 1}},
+                                             {56, {0, 0}},
+                                             {64, {0, 0x20}},
+                                             {72, {0, 0, 1}},
+                                             {79, {0x80}},
+                                             {80, {1}},
+                                             {81, {0}},
+                                             {84, {9}},
+                                             {92, {31}}}) {
     const auto top = make_store(10 * kMiB);
     for (size_t copy = 0; copy < 2; copy++) damage(*top, copy, wrong.at, wrong.values, true);
     EXPECT_EQ(failure_of(open(dscow_request(top))).first, EUCLEAN) << "byte " << wrong.at;
@@ -216,7 +228,8 @@ TEST(DscowOpen, RefusesFieldsThatCannotBe) {
 }
 
 TEST(DscowOpen, RefusesVersionsAndFeaturesThatItDoesNotKnow) {
-  for (const auto& [at, value] : std::vector<std::pair<size_t, int>>{{12, 2}, {40, 1}, {47, 0x80}}) {
+  for (const auto& [at, value] :
+       std::vector<std::pair<size_t, int>>{{12, 2}, {40, 1}, {47, 0x80}}) {
     const auto top = make_store(kMiB);
     for (size_t copy = 0; copy < 2; copy++) damage(*top, copy, at, {value}, true);
     EXPECT_EQ(failure_of(open(dscow_request(top))).first, EOPNOTSUPP) << at;
@@ -270,7 +283,9 @@ TEST_F(DscowBase, ShrunkIsRefused) {
   base_->resize(9 * kMiB);
   const auto [code, sentence] = open_with(base_);
   EXPECT_EQ(code, ESTALE);
-  EXPECT_NE(sentence.find("has 9437184 bytes, the base '/dev/vg/base' had 10485760"), std::string::npos) << sentence;
+  EXPECT_NE(sentence.find("has 9437184 bytes, the base '/dev/vg/base' had 10485760"),
+            std::string::npos)
+      << sentence;
 }
 
 TEST_F(DscowBase, GrownIsAccepted) {
@@ -294,7 +309,8 @@ TEST_F(DscowBase, WithAnotherFileSystemIsToldByUuid) {
   base_->poke(0, super);
   const auto [code, sentence] = open_with(base_);
   EXPECT_EQ(code, ESTALE);
-  EXPECT_NE(sentence.find("UUID ab000000-0000-0000-0000-000000000000"), std::string::npos) << sentence;
+  EXPECT_NE(sentence.find("UUID ab000000-0000-0000-0000-000000000000"), std::string::npos)
+      << sentence;
   EXPECT_NE(sentence.find("nothing with a UUID is expected"), std::string::npos) << sentence;
 }
 
@@ -374,15 +390,17 @@ TEST(DscowDocument, ShowsWhatCreateAndCommitWrite) {
   CreateRequest request = create_request(top, 2 * kGiB);
   request.base = base;
   run(create(request));
-  EXPECT_EQ(documented("header"), hexdump(*top, 0, kBlock)) << "create no longer writes what docs/dscow.md shows:\n"
-                                                             << hexdump(*top, 0, kBlock);
+  EXPECT_EQ(documented("header"), hexdump(*top, 0, kBlock))
+      << "create no longer writes what docs/dscow.md shows:\n"
+      << hexdump(*top, 0, kBlock);
   World world(top, base);
   run(world.attach());
   run(world.promote(3, 2));
   run(world.promote(262144 + 32768 + 9));
   run(world.flush());
   const std::string bitmap = hexdump(*top, 2 * kBlock, world.geometry().data_offset - 2 * kBlock);
-  EXPECT_EQ(documented("bitmap"), bitmap) << "a commit no longer writes what docs/dscow.md shows:\n" << bitmap;
+  EXPECT_EQ(documented("bitmap"), bitmap) << "a commit no longer writes what docs/dscow.md shows:\n"
+                                          << bitmap;
 }
 
 }  // namespace

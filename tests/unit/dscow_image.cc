@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-
 #include <nlohmann/json.hpp>
 
 #include "formats/dscow/bits.hh"
@@ -28,7 +27,8 @@ Range granules(uint64_t first, uint64_t count = 1, uint64_t sectors = 8) {
   return {first * sectors, count * sectors};
 }
 
-CheckResult check_of(std::shared_ptr<Disk> top, bool repair = false, std::shared_ptr<Disk> base = nullptr) {
+CheckResult check_of(std::shared_ptr<Disk> top, bool repair = false,
+                     std::shared_ptr<Disk> base = nullptr) {
   CheckRequest request;
   request.top = std::move(top);
   request.base = std::move(base);
@@ -52,7 +52,8 @@ TEST(DscowImage, IsOneOverlayOverABaseOfItsSize) {
   ASSERT_EQ(destinations.size(), 2u);
   EXPECT_TRUE(destinations[0].writable);
   EXPECT_FALSE(destinations[1].writable);
-  EXPECT_EQ(extents(run(world.image().resolve(granules(77), Access::write))).at(0).range, all[0].range);
+  EXPECT_EQ(extents(run(world.image().resolve(granules(77), Access::write))).at(0).range,
+            all[0].range);
   EXPECT_TRUE(run(world.image().discard(granules(3))).empty());
 }
 
@@ -138,7 +139,8 @@ TEST(DscowImage, AnswersLeavesThatLieAcrossPages) {
   const auto base = make_base(40 * kMiB);  // 10240 granules
   World world(make_store(400 * kMiB, base), base);
   run(world.attach());
-  for (const uint64_t granule : {10240u, 32767u, 32768u, 43007u, 43008u, 102399u}) run(world.promote(granule));
+  for (const uint64_t granule : {10240u, 32767u, 32768u, 43007u, 43008u, 102399u})
+    run(world.promote(granule));
   const std::set<uint64_t> expected = world.told();
   EXPECT_EQ(run(leaf_granules(world.image())), expected);
   run(world.flush());
@@ -149,7 +151,9 @@ TEST(DscowImage, AnswersLeavesThatLieAcrossPages) {
 TEST(DscowImage, RefusesLeavesThatAreNone) {
   World world(make_store(kGiB + 512), nullptr);
   run(world.attach());
-  const auto code_of = [&](Range range) { return failure_of(world.image().resolve(range, Access::leaf)).first; };
+  const auto code_of = [&](Range range) {
+    return failure_of(world.image().resolve(range, Access::leaf)).first;
+  };
   EXPECT_EQ(code_of({1, 8}), EINVAL);
   EXPECT_EQ(code_of({0, 9}), EINVAL);
   EXPECT_EQ(code_of(granules(0, kPageGranules + 1)), EINVAL);

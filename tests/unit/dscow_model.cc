@@ -33,8 +33,9 @@ class Sequence {
   Sequence(const Shape& shape, uint64_t seed)
       : base_(shape.base ? make_base(shape.base) : nullptr),
         top_(make_store(shape.size, base_, shape.granule, seed % 2 ? 512 : 4096)),
-        geometry_(plan(shape.size, static_cast<uint32_t>(std::stoul(shape.granule)) *
-                                       (std::string(shape.granule).back() == 'M' ? 1 << 20 : 1 << 10))),
+        geometry_(
+            plan(shape.size, static_cast<uint32_t>(std::stoul(shape.granule)) *
+                                 (std::string(shape.granule).back() == 'M' ? 1 << 20 : 1 << 10))),
         random_(seed) {
     for (const Region& region : regions_of(geometry_, shape.base))
       if (region.kind != Region::Kind::edge) overlays_.push_back(region);
@@ -86,7 +87,8 @@ class Sequence {
     const Region& region = overlays_[random_() % overlays_.size()];
     const uint64_t within = random_() % region.count;
     // Near the edges of pages as often as anywhere.
-    const uint64_t longest = std::min<uint64_t>(region.count - within, random_() % 100 ? 20 : 70000);
+    const uint64_t longest =
+        std::min<uint64_t>(region.count - within, random_() % 100 ? 20 : 70000);
     const uint64_t first = region.first + within, count = 1 + random_() % longest;
     seq_++;
     waiting_[seq_] = {first, count};
@@ -144,7 +146,8 @@ TEST(DscowModel, APartOfAMapIsAPartOfTheWhole) {
   const uint64_t sectors = world.image().sectors();
   const std::vector<MapEntry> whole = run(world.image().map({0, sectors}));
   const auto at = [&](uint64_t sector) {
-    return *std::find_if(whole.begin(), whole.end(), [&](const MapEntry& e) { return sector < e.range.end(); });
+    return *std::find_if(whole.begin(), whole.end(),
+                         [&](const MapEntry& e) { return sector < e.range.end(); });
   };
   for (int i = 0; i < 500; i++) {
     const uint64_t first = random() % sectors, count = 1 + random() % (sectors - first);

@@ -12,7 +12,8 @@ namespace {
 
 using namespace cowd::sim;
 
-OpenRequest by(std::shared_ptr<Disk> top, const std::string& host, const std::string& boot, bool reattach = false) {
+OpenRequest by(std::shared_ptr<Disk> top, const std::string& host, const std::string& boot,
+               bool reattach = false) {
   OpenRequest request = dscow_request(std::move(top), nullptr, boot);
   request.host_id = host;
   request.reattach = reattach;
@@ -42,7 +43,8 @@ TEST(DscowOwner, AttachedTwiceIsRefused) {
   const auto image = run(open(by(top, "a", "1")));
   const auto [code, sentence] = failure_of(open(by(top, "a", "1")));
   EXPECT_EQ(code, EBUSY);
-  EXPECT_NE(sentence.find("/dev/vg/cow is attached on this host already"), std::string::npos) << sentence;
+  EXPECT_NE(sentence.find("/dev/vg/cow is attached on this host already"), std::string::npos)
+      << sentence;
   OpenRequest read_only = by(top, "a", "1");
   read_only.read_only = true;
   EXPECT_EQ(code_of(read_only), EBUSY);
@@ -83,6 +85,17 @@ TEST(DscowOwner, ARestartedDaemonKeepsIt) {
   EXPECT_EQ(code_of(by(top, "a", "1", true)), 0);
 }
 
+TEST(DscowOwner, ARestartedDaemonServesOnWhateverBecameOfTheBase) {
+  const auto base = make_base(kMiB);
+  const auto top = make_store(kMiB, base);
+  World world(top, base);
+  run(world.attach());
+  base->poke(0, Bytes(512));
+  run(world.attach(Durability::flush, true));
+  run(world.detach());
+  EXPECT_EQ(failure_of(world.attach(Durability::flush, true)).first, ESTALE);
+}
+
 TEST(DscowOwner, NeedsANameOfTheHost) {
   const auto top = make_store(kMiB);
   EXPECT_EQ(code_of(by(top, "", "1")), EINVAL);
@@ -94,7 +107,9 @@ TEST(DscowOwner, NeedsANameOfTheHost) {
 // Another host's take-over lands between our write and our second read.
 class RacedDisk : public SimDisk {
  public:
-  explicit RacedDisk(const SimDisk& of) : SimDisk(of.name(), of.size()) { poke(0, of.peek(0, of.size())); }
+  explicit RacedDisk(const SimDisk& of) : SimDisk(of.name(), of.size()) {
+    poke(0, of.peek(0, of.size()));
+  }
   Task<> flush() override {
     co_await SimDisk::flush();
     if (!raced_) {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+#include "formats/raw/raw.hh"
+
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
 
-#include "formats/raw/raw.hh"
 #include "tests/sim/run.hh"
 #include "tests/sim/sim_disk.hh"
 

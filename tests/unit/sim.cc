@@ -81,7 +81,8 @@ TEST(Sim, TearsWritesInBlocks) {
   for (int i = 0; i < 100; i++) {
     const Bytes found = disk.crash(disk.log().size(), Survives::anything, random)->peek(0, 4096);
     for (size_t at = 0; at < 4096; at += 512)
-      EXPECT_EQ(Bytes(found.begin() + at, found.begin() + at + 512), filled(512, std::to_integer<int>(found[at])));
+      EXPECT_EQ(Bytes(found.begin() + at, found.begin() + at + 512),
+                filled(512, std::to_integer<int>(found[at])));
     outcomes.insert(found);
   }
   EXPECT_GT(outcomes.size(), 10u);
