@@ -194,6 +194,8 @@ static bool dmu_pop(struct dmu_device *dev, struct dmu_msg *msg)
 		return false;
 	if (dmu_promoted_pop(dev, msg))
 		return true;
+	if (dev->replaying && dev->replay_more)
+		return false;
 	if (dev->replaying) {
 		dev->replaying = false;
 		msg->type = DMU_MSG_REPLAY_DONE;
@@ -220,15 +222,19 @@ static bool dmu_readable(struct dmu_device *dev)
 static int dmu_read_one(struct dmu_device *dev, struct dmu_msg __user *slot)
 {
 	struct dmu_msg msg = { };
-	bool got, gone;
+	bool got, gone, more;
 
 	/* If the slot cannot be written to, find out before a message is taken. */
 	if (clear_user(slot, sizeof(*slot)))
 		return -EFAULT;
-	spin_lock_irq(&dev->lock);
-	gone = dev->gone;
-	got = !gone && dmu_pop(dev, &msg);
-	spin_unlock_irq(&dev->lock);
+	do {
+		spin_lock_irq(&dev->lock);
+		gone = dev->gone;
+		got = !gone && dmu_pop(dev, &msg);
+		more = dev->replaying && dev->replay_more;
+		spin_unlock_irq(&dev->lock);
+		cond_resched();
+	} while (!gone && !got && more);
 	if (gone)
 		return -ENODEV;
 	if (!got)

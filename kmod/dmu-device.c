@@ -6,6 +6,7 @@
 #include <linux/dm-kcopyd.h>
 #include <linux/hash.h>
 #include <linux/module.h>
+#include <linux/sched/mm.h>
 #include <linux/slab.h>
 
 #include "dmu.h"
@@ -18,6 +19,8 @@
 
 static LIST_HEAD(registry);
 static DEFINE_MUTEX(registry_lock);
+/* For bios whose copies are done. Not a device's: its worker may wait for them. */
+struct workqueue_struct *dmu_copied_wq;
 static struct dm_kcopyd_client *kcopyd[DMU_KCOPYD_CLIENTS];
 static struct kmem_cache *extent_cache;
 static struct kmem_cache *leaf_cache;
@@ -63,6 +66,7 @@ static void dmu_device_init_state(struct dmu_device *dev)
 		INIT_HLIST_HEAD(&dev->ids[i]);
 	init_waitqueue_head(&dev->readable);
 	INIT_WORK(&dev->run_work, dmu_run_work);
+	INIT_WORK(&dev->copied_work, dmu_copied_work);
 	INIT_WORK(&dev->drain_work, dmu_drain_work);
 	INIT_DELAYED_WORK(&dev->promoted_work, dmu_promoted_work);
 	INIT_DELAYED_WORK(&dev->no_daemon_work, dmu_no_daemon_work);
@@ -105,8 +109,11 @@ struct dmu_device *dmu_device_get(struct dm_target *ti, const char *key)
 {
 	struct mapped_device *md = dm_table_get_md(ti->table);
 	struct dmu_device *dev;
+	unsigned int noio;
 
+	/* A daemon that attaches takes this lock; reclaim must not wait for it. */
 	mutex_lock(&registry_lock);
+	noio = memalloc_noio_save();
 	list_for_each_entry(dev, &registry, list) {
 		if (dev->md == md) {
 			if (strcmp(dev->key, key)) {
@@ -133,6 +140,7 @@ struct dmu_device *dmu_device_get(struct dm_target *ti, const char *key)
 	dev->tables = 1;
 	list_add_tail(&dev->list, &registry);
 out:
+	memalloc_noio_restore(noio);
 	mutex_unlock(&registry_lock);
 	return dev;
 }
@@ -198,6 +206,7 @@ void dmu_device_put(struct dmu_device *dev)
 	if (!refcount_dec_and_test(&dev->ref))
 		return;
 	drain_workqueue(dev->wq);
+	cancel_work_sync(&dev->copied_work);
 	list_splice_init(&dev->invalidating, &dev->invalidated);
 	list_for_each_entry_safe(inv, next, &dev->invalidated, list)
 		mempool_free(inv, &dev->invalidation_pool);
@@ -264,11 +273,6 @@ void dmu_leaf_put(struct dmu_leaf *leaf)
 		call_rcu(&leaf->c.rcu, dmu_leaf_free_rcu);
 }
 
-void dmu_promotion_free(struct dmu_device *dev, struct dmu_promotion *p)
-{
-	mempool_free(p, &dev->promotions);
-}
-
 int __init dmu_device_init(void)
 {
 	int i;
@@ -278,6 +282,9 @@ int __init dmu_device_init(void)
 	leaf_cache = KMEM_CACHE_USERCOPY(dmu_leaf, 0, bits);
 	promotion_cache = KMEM_CACHE(dmu_promotion, 0);
 	if (!extent_cache || !leaf_cache || !promotion_cache)
+		goto err;
+	dmu_copied_wq = alloc_workqueue("dmu-copied", WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
+	if (!dmu_copied_wq)
 		goto err;
 	for (i = 0; i < DMU_KCOPYD_CLIENTS; i++) {
 		struct dm_kcopyd_client *kc = dm_kcopyd_client_create(NULL);
@@ -300,6 +307,8 @@ void dmu_device_exit(void)
 	for (i = 0; i < DMU_KCOPYD_CLIENTS; i++)
 		if (kcopyd[i])
 			dm_kcopyd_client_destroy(kcopyd[i]);
+	if (dmu_copied_wq)
+		destroy_workqueue(dmu_copied_wq);
 	kmem_cache_destroy(promotion_cache);
 	kmem_cache_destroy(leaf_cache);
 	kmem_cache_destroy(extent_cache);

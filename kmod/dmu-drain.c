@@ -14,7 +14,8 @@
 /* In the RCU section that does the lookup, before it. */
 u8 dmu_inflight_get(struct dmu_device *dev)
 {
-	u8 phase = READ_ONCE(dev->phase);
+	/* Who counts in a new phase must also see the epoch that began before it. */
+	u8 phase = smp_load_acquire(&dev->phase);
 
 	this_cpu_inc(dev->inflight->n[phase]);
 	return phase;
@@ -65,7 +66,8 @@ static bool dmu_drain_begin(struct dmu_device *dev)
 	if (!wanted)
 		return false;
 	WRITE_ONCE(dev->draining, true);
-	WRITE_ONCE(dev->phase, !dev->phase);
+	/* Pairs with the acquire in dmu_inflight_get. */
+	smp_store_release(&dev->phase, !dev->phase);
 	synchronize_rcu();
 	return true;
 }

@@ -79,28 +79,32 @@ void dmu_extent_snapshot(struct dmu_extent *e, struct dmu_map *map)
 	map->flags = e->flags;
 	map->granule = e->granule;
 	map->granule_shift = e->granule_shift;
+	map->promoted = false;
 	/* Pairs with the release in dmu_set_bits. */
 	if ((map->flags & DMU_F_COPY_FIRST) && smp_load_acquire(&e->promoted)) {
 		map->read = map->write;
-		map->flags &= ~(DMU_F_COPY_FIRST | DMU_F_SYNC);
+		map->promoted = true;
 	}
 }
 
-bool dmu_extent_find(struct dmu_device *dev, u64 sector, struct dmu_map *map)
+bool dmu_extent_find(struct dmu_device *dev, u64 sector, struct dmu_map *map, u64 *next)
 {
 	struct dmu_extent *e;
 	unsigned int seq;
+	bool found;
 
 	do {
 		seq = read_seqcount_begin(&dev->extent_seq);
-		e = dmu_extent_walk(dev, sector, false);
-		if (e)
+		e = dmu_extent_walk(dev, sector, true);
+		*next = e ? READ_ONCE(e->start) : U64_MAX;
+		found = *next <= sector;
+		if (found)
 			dmu_extent_snapshot(e, map);
 	} while (read_seqcount_retry(&dev->extent_seq, seq));
 
-	if (e && !READ_ONCE(e->c.accessed))
+	if (found && !READ_ONCE(e->c.accessed))
 		WRITE_ONCE(e->c.accessed, true);
-	return e;
+	return found;
 }
 
 struct dmu_extent *dmu_extent_next(struct dmu_device *dev, u64 sector)
@@ -209,10 +213,11 @@ static void dmu_extent_merge(struct dmu_device *dev, struct dmu_extent *e)
 	    !side_follows(&left->write, &e->write, left->len))
 		return;
 	len = left->len + e->len;
-	dmu_extent_kill(dev, e);
+	/* For a moment both have the range, and say the same of it. */
 	write_seqcount_begin(&dev->extent_seq);
 	WRITE_ONCE(left->len, len);
 	write_seqcount_end(&dev->extent_seq);
+	dmu_extent_kill(dev, e);
 }
 
 static bool dmu_extent_same(const struct dmu_extent *a, const struct dmu_extent *b)
@@ -302,7 +307,8 @@ int dmu_extent_install(struct dmu_device *dev, struct dmu_extent *e, bool answer
 			return 0;
 		return answer ? -EBUSY : -EEXIST;
 	}
-	if (!has_room(dev))
+	/* Bios wait for an answer; it may go over the limit until something can go. */
+	if (!has_room(dev) && !answer)
 		return -E2BIG;
 	refcount_inc(&e->c.ref);
 	dmu_extent_insert(dev, e);
@@ -408,29 +414,36 @@ static bool dmu_evict_extent(struct dmu_device *dev, struct dmu_extent *e)
 	return true;
 }
 
-/*
- * Forgets one leaf or extent, a second-chance clock. Never without a daemon (K7).
- * The generation moves on: what the daemon pushes next may rest on what is gone.
- */
-bool dmu_evict(struct dmu_device *dev)
+/* One round of a second-chance clock, or, if hot, without the chance. */
+static bool dmu_evict_round(struct dmu_device *dev, bool hot)
 {
 	struct dmu_cached *c;
 	int i;
 
-	lockdep_assert_held(&dev->lock);
-	for (i = 0; i < DMU_EVICT_SCAN && dev->channel && !list_empty(&dev->lru); i++) {
+	for (i = 0; i < DMU_EVICT_SCAN && !list_empty(&dev->lru); i++) {
 		c = list_first_entry(&dev->lru, struct dmu_cached, lru);
 		list_move_tail(&c->lru, &dev->lru);
-		if (c->accessed) {
+		if (c->accessed && !hot) {
 			c->accessed = false;
 			continue;
 		}
 		if (c->is_leaf ? dmu_evict_leaf(dev, container_of(c, struct dmu_leaf, c)) :
-				 dmu_evict_extent(dev, container_of(c, struct dmu_extent, c))) {
-			dev->n.evictions++;
-			dev->gen++;
+				 dmu_evict_extent(dev, container_of(c, struct dmu_extent, c)))
 			return true;
-		}
 	}
 	return false;
+}
+
+/*
+ * Forgets one leaf or extent. Never without a daemon (K7). The generation moves on:
+ * what the daemon pushes next may rest on what is gone.
+ */
+bool dmu_evict(struct dmu_device *dev)
+{
+	lockdep_assert_held(&dev->lock);
+	if (!dev->channel || (!dmu_evict_round(dev, false) && !dmu_evict_round(dev, true)))
+		return false;
+	dev->n.evictions++;
+	dev->gen++;
+	return true;
 }

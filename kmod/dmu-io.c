@@ -32,6 +32,18 @@ void dmu_run_list(struct dmu_device *dev, struct list_head *ios)
 	queue_work(dev->wq, &dev->run_work);
 }
 
+/*
+ * What does not go on in map goes on in a worker: of the submitter's cgroup still,
+ * and not polled for, since dm polls for its clone and not for our pieces.
+ */
+static void dmu_leave_map(struct dmu_io *io)
+{
+	struct bio *bio = dmu_io_bio(io);
+
+	bio_associate_blkg(bio);
+	bio_clear_polled(bio);
+}
+
 static void dmu_run_unlocked(struct dmu_io *io)
 {
 	struct dmu_device *dev = io->t->dev;
@@ -103,10 +115,10 @@ void dmu_retry(struct dmu_io *io)
 	struct bio *bio = dmu_io_bio(io);
 
 	bio->bi_iter = io->iter;
-	bio->bi_opf = io->opf;
+	bio->bi_opf = io->opf & ~REQ_NOWAIT;
 	bio->bi_status = BLK_STS_OK;
 	io->status = BLK_STS_OK;
-	io->flags &= ~(DMU_IO_HELD | DMU_IO_SYNC);
+	io->flags &= ~(DMU_IO_HELD | DMU_IO_NOWAIT);
 	io->flags |= DMU_IO_WAS_SENT;
 	atomic_set(&io->parts, 1);
 	dmu_run_later(io->t->dev, io);
@@ -163,11 +175,13 @@ static void dmu_part_end_io(struct bio *bio)
 	struct dmu_io *io = part->io;
 	blk_status_t status = bio->bi_status;
 
-	if (part->promotion)
+	if (part->promotion) {
+		status = status ?: part->promotion->status;
 		dmu_promote_end(part->promotion, !status);
+	}
 	if (part->phase != DMU_NO_PHASE)
 		dmu_inflight_put(io->t->dev, part->phase);
-	if (status) {
+	if (status && !READ_ONCE(io->status)) {
 		if (status == BLK_STS_NOSPC)
 			io->to = part->to;
 		WRITE_ONCE(io->status, status);
@@ -235,10 +249,12 @@ static struct bio *dmu_carve(struct dmu_io *io, u32 len, u8 phase, const struct 
 	return piece;
 }
 
-static bool dmu_holds(const struct dmu_plan *plan, enum req_op op)
+/* How a write under a SYNC extent is to be held. */
+static u8 dmu_sync_flags(const struct dmu_plan *plan, enum req_op op)
 {
-	return op_is_write(op) && op != REQ_OP_DISCARD && (plan->map.flags & DMU_F_SYNC) &&
-	       (plan->verdict == DMU_PROMOTE || !(plan->map.flags & DMU_F_OVERLAY));
+	if (likely(!(plan->map.flags & DMU_F_SYNC)) || !op_is_write(op) || op == REQ_OP_DISCARD)
+		return 0;
+	return plan->map.flags & (DMU_F_OVERLAY | DMU_F_COPY_FIRST) ? DMU_IO_SYNC : DMU_IO_DONE;
 }
 
 static u32 dmu_ask_type(enum req_op op)
@@ -302,8 +318,8 @@ static enum dmu_step dmu_step(struct dmu_io *io)
 		dmu_inflight_put(dev, phase);
 		if (begun == DMU_AGAIN)
 			return DMU_ON;
-		if (begun == DMU_REFUSED)
-			dmu_abort(io, io->status);
+		if (begun == DMU_REFUSED || WARN_ON_ONCE(begun == DMU_WOULD_PARK))
+			dmu_abort(io, io->status ?: BLK_STS_IOERR);
 		else if (begun == DMU_BEGUN &&
 			 (plan.verdict == DMU_ASK || plan.verdict == DMU_ASK_LEAF))
 			dmu_ask_plan(io, &plan, op);
@@ -311,8 +327,7 @@ static enum dmu_step dmu_step(struct dmu_io *io)
 			goto here;
 		return DMU_OUT;
 	}
-	if (dmu_holds(&plan, op))
-		io->flags |= DMU_IO_SYNC;
+	io->flags |= dmu_sync_flags(&plan, op);
 	piece = dmu_carve(io, plan.len, phase, &plan.to, p);
 	dmu_submit(piece, p, &plan);
 	return piece == bio ? DMU_OUT : DMU_ON;
@@ -346,35 +361,52 @@ void dmu_copied(struct dmu_promotion *p)
 
 	spin_lock_irqsave(&dev->lock, irq);
 	list_add_tail(&p->list, &dev->copied);
-	queue_work(dev->wq, &dev->run_work);
+	queue_work(dmu_copied_wq, &dev->copied_work);
 	spin_unlock_irqrestore(&dev->lock, irq);
 }
 
-void dmu_run_work(struct work_struct *work)
+/*
+ * A copy that could not be written may have met a full destination, which kcopyd
+ * cannot say. So the write goes out all the same: its granule is not promoted,
+ * nobody reads it, and if there is no room its own error says so (K14).
+ */
+void dmu_copied_work(struct work_struct *work)
 {
-	struct dmu_device *dev = container_of(work, struct dmu_device, run_work);
-	struct dmu_promotion *p, *next_p;
-	struct dmu_io *io, *next;
+	struct dmu_device *dev = container_of(work, struct dmu_device, copied_work);
+	struct dmu_promotion *p, *next;
 	LIST_HEAD(copied);
-	LIST_HEAD(run);
 
 	spin_lock_irq(&dev->lock);
 	list_splice_init(&dev->copied, &copied);
-	list_splice_init(&dev->run, &run);
 	spin_unlock_irq(&dev->lock);
 
-	list_for_each_entry_safe(p, next_p, &copied, list) {
+	list_for_each_entry_safe(p, next, &copied, list) {
 		struct bio *bio = p->bio;
 
-		if (!p->status) {
+		if (!p->read_failed) {
 			submit_bio_noacct(bio);
 			continue;
 		}
 		bio->bi_status = p->status;
 		bio_endio(bio);
 	}
+}
+
+void dmu_run_work(struct work_struct *work)
+{
+	struct dmu_device *dev = container_of(work, struct dmu_device, run_work);
+	struct dmu_io *io, *next;
+	struct blk_plug plug;
+	LIST_HEAD(run);
+
+	spin_lock_irq(&dev->lock);
+	list_splice_init(&dev->run, &run);
+	spin_unlock_irq(&dev->lock);
+
+	blk_start_plug(&plug);
 	list_for_each_entry_safe(io, next, &run, list)
 		dmu_run(io);
+	blk_finish_plug(&plug);
 }
 
 static int dmu_map_flush(struct dmu_io *io, struct bio *bio)
@@ -420,8 +452,7 @@ static int dmu_map_promote(struct dmu_io *io, struct bio *bio, struct dmu_plan *
 	dmu_accept(io, bio, plan->len);
 	io->promotion = p;
 	io->flags |= DMU_IO_WAS_SENT;
-	if (dmu_holds(plan, bio_op(bio)))
-		io->flags |= DMU_IO_SYNC;
+	io->flags |= dmu_sync_flags(plan, bio_op(bio));
 	io->to = plan->to;
 	dmu_aim(io, bio, &plan->to);
 	return dmu_promote_copies(p, plan, bio) ? DM_MAPIO_SUBMITTED : DM_MAPIO_REMAPPED;
@@ -435,16 +466,15 @@ static int dmu_map_data(struct dmu_io *io, struct bio *bio)
 	enum dmu_begin begun = DMU_BEGUN;
 	struct dmu_plan plan;
 
+again:
 	rcu_read_lock();
 	io->phase = dmu_inflight_get(dev);
 	dmu_plan(io, op, bio->bi_iter.bi_sector, bio_sectors(bio), &plan);
 	if (likely(plan.verdict == DMU_REMAP)) {
 		rcu_read_unlock();
 		dmu_accept(io, bio, plan.len);
-		if (unlikely(dmu_holds(&plan, op)))
-			io->flags |= DMU_IO_SYNC;
 		io->to = plan.to;
-		io->flags |= DMU_IO_WAS_SENT;
+		io->flags |= DMU_IO_WAS_SENT | dmu_sync_flags(&plan, op);
 		dmu_aim(io, bio, &plan.to);
 		return DM_MAPIO_REMAPPED;
 	}
@@ -453,6 +483,7 @@ static int dmu_map_data(struct dmu_io *io, struct bio *bio)
 		u8 phase = io->phase;
 
 		io->phase = DMU_NO_PHASE;
+		dmu_leave_map(io);
 		begun = dmu_promote_begin(io, &plan, &p);
 		rcu_read_unlock();
 		if (begun == DMU_BEGUN) {
@@ -466,9 +497,7 @@ static int dmu_map_data(struct dmu_io *io, struct bio *bio)
 			return dmu_end_now(io, BLK_STS_AGAIN);
 		if (begun == DMU_REFUSED)
 			return dmu_end_now(io, io->status);
-		io->flags &= ~DMU_IO_NOWAIT;
-		dmu_run_unlocked(io);
-		return DM_MAPIO_SUBMITTED;
+		goto again;
 	}
 	rcu_read_unlock();
 	dmu_inflight_put(dev, io->phase);
@@ -480,6 +509,7 @@ static int dmu_map_data(struct dmu_io *io, struct bio *bio)
 	}
 	if (io->flags & DMU_IO_NOWAIT)
 		return dmu_end_now(io, BLK_STS_AGAIN);
+	dmu_leave_map(io);
 	dmu_ask_plan(io, &plan, op);
 	return DM_MAPIO_SUBMITTED;
 }
@@ -495,7 +525,7 @@ int dmu_map(struct dm_target *ti, struct bio *bio)
 	io->flags = 0;
 	io->status = BLK_STS_OK;
 	io->seq = 0;
-	io->opf = bio->bi_opf;
+	io->opf = bio->bi_opf & ~REQ_POLLED;
 	atomic_set(&io->parts, 1);
 
 	if (unlikely(bio->bi_opf & REQ_PREFLUSH))
@@ -510,6 +540,8 @@ int dmu_map(struct dm_target *ti, struct bio *bio)
 		io->flags &= ~DMU_IO_NOWAIT;
 		if (op_is_discard(bio->bi_opf))
 			atomic64_inc(&io->t->dev->n.discards);
+		bio->bi_opf &= ~REQ_NOWAIT;
+		dmu_leave_map(io);
 		dmu_run_unlocked(io);
 		return DM_MAPIO_SUBMITTED;
 	}
@@ -531,12 +563,14 @@ static bool dmu_hold(struct dmu_io *io, blk_status_t status)
 	}
 	if (status)
 		return false;
-	if (io->flags & DMU_IO_SYNC) {
+	if (io->flags & (DMU_IO_SYNC | DMU_IO_DONE | DMU_IO_FUA))
+		io->seq = dmu_fua_seq(io->t->dev, start, len);
+	/* Also if it was another write that promoted, and its commit is to come. */
+	if ((io->flags & DMU_IO_DONE) || ((io->flags & DMU_IO_SYNC) && io->seq)) {
 		dmu_ask(io, DMU_MSG_DONE, 0, start, len);
 		return true;
 	}
 	if (io->flags & DMU_IO_FUA) {
-		io->seq = dmu_fua_seq(io->t->dev, start, len);
 		if (!io->seq)
 			return false;
 		io->flags |= DMU_IO_FLUSH | DMU_IO_HELD;
@@ -560,6 +594,7 @@ int dmu_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *error)
 	/* PROMOTED first: INVALIDATED must not be told before it. */
 	if (p) {
 		io->promotion = NULL;
+		*error = *error ?: p->status;
 		dmu_promote_end(p, !*error);
 	}
 	if (io->phase != DMU_NO_PHASE) {

@@ -89,6 +89,14 @@ static int check_map(struct dmu_device *dev, const struct dmu_msg *m, const stru
 		return -EINVAL;
 	if (!(m->flags & DMU_F_OVERLAY) && m->granule)
 		return -EINVAL;
+	if ((m->flags & DMU_F_OVERLAY) &&
+	    (m->len - 1) >> ilog2(m->granule) >> ilog2(DMU_LEAF_GRANULES) > U32_MAX)
+		return -EINVAL;
+	/* What is not remembered cannot be uncommitted; what is never committed not waited for. */
+	if ((m->flags & DMU_F_TEMPORARY) && (m->flags & DMU_F_UNCOMMITTED) && !kind)
+		return -EINVAL;
+	if ((m->flags & DMU_F_SYNC) && (m->flags & DMU_F_VOLATILE))
+		return -EINVAL;
 	/* A granule of COPY_FIRST is copied as a whole. */
 	if ((m->flags & DMU_F_COPY_FIRST) && m->len > (1U << 16))
 		return -EINVAL;
@@ -142,46 +150,116 @@ static struct dmu_extent *extent_of_msg(struct dmu_device *dev, const struct dmu
 	return e;
 }
 
-static bool overlaps_writable(struct dmu_device *dev, const struct dmu_extent *e)
+/* A first write in the range goes on under a mapping that was dropped. */
+static bool overlaps_orphan(struct dmu_device *dev, u64 start, u64 len)
 {
-	u64 at = e->start, end = e->start + e->len;
-	struct dmu_extent *other;
+	u64 last = start + len - 1;
+	struct dmu_range *r;
 
-	while (at < end && (other = dmu_extent_next(dev, at)) && other->start < end) {
-		if (other->write.dest != DMU_DEST_NONE)
+	for (r = dmu_range_first(&dev->busy, start, last); r; r = dmu_range_next(r, start, last)) {
+		struct dmu_promotion *p = container_of(r, struct dmu_promotion, range);
+
+		if (p->extent->c.dead || (p->leaf && p->leaf->c.dead))
 			return true;
-		at = other->start + other->len;
 	}
 	return false;
+}
+
+/* Makes a plain e smaller: to what it has in common with [start, end). */
+static void extent_clip(struct dmu_extent *e, u64 start, u64 end)
+{
+	u64 skip = start > e->start ? start - e->start : 0;
+
+	e->len = min(end, e->start + e->len) - (e->start + skip);
+	e->start += skip;
+	if (e->read.dest < DMU_DEST_ZERO)
+		e->read.sector += skip;
+	if (e->write.dest < DMU_DEST_ZERO)
+		e->write.sector += skip;
+}
+
+/* Clips e to the hole among writable extents that holds at; false if there is none. */
+static bool extent_clip_to_hole(struct dmu_device *dev, struct dmu_extent *e, u64 at)
+{
+	u64 from = e->start, start = e->start, end = e->start + e->len;
+	struct dmu_extent *other;
+
+	while (from < end && (other = dmu_extent_next(dev, from)) && other->start < end) {
+		from = other->start + other->len;
+		if (other->write.dest == DMU_DEST_NONE)
+			continue;
+		if (other->start <= at && at < from)
+			return false;
+		if (other->start > at)
+			end = other->start;
+		else
+			start = from;
+	}
+	extent_clip(e, start, end);
+	return true;
+}
+
+/*
+ * How much of a plain answer can be believed: beyond what was asked nothing that
+ * was computed before an extent was dropped. False: nothing, ask again.
+ */
+static bool answer_fits(struct dmu_device *dev, struct dmu_extent *e, const struct dmu_item *item)
+{
+	bool plain = !(e->flags & (DMU_F_OVERLAY | DMU_F_COPY_FIRST));
+	bool orphan = overlaps_orphan(dev, e->start, e->len);
+
+	if (plain && (orphan || item->gen != dev->gen))
+		extent_clip(e, item->range.start, item->range.last + 1);
+	else if (orphan)
+		return false;
+	return !(plain && (e->flags & DMU_F_UNCOMMITTED)) ||
+	       extent_clip_to_hole(dev, e, item->range.start);
+}
+
+static int push_locked(struct dmu_device *dev, struct dmu_extent *e, struct dmu_promotion **p)
+{
+	bool complete;
+	u64 len;
+	int r;
+
+	if (overlaps_orphan(dev, e->start, e->len))
+		return -ESTALE;
+	len = e->len;
+	if (*p && (!extent_clip_to_hole(dev, e, e->start) || e->len < len))
+		return -EEXIST;
+	r = dmu_extent_install(dev, e, false, &complete);
+	if (r)
+		return r;
+	dev->n.pushed++;
+	if (*p) {
+		dmu_promote_plain(dev, *p, e);
+		*p = NULL;
+	}
+	return 0;
 }
 
 /*
  * Puts e where it belongs and lets go who waited for item. *p is used up if the
  * extent counts as promoted at once.
  */
-static int map_locked(struct dmu_device *dev, struct dmu_extent *e, struct dmu_item *item,
-		      struct dmu_promotion **p)
+static int answer_locked(struct dmu_device *dev, struct dmu_extent *e, struct dmu_item *item,
+			 struct dmu_promotion **p)
 {
-	bool complete = false, discard = item && item->type == DMU_MSG_DISCARD;
+	bool temporary = e->flags & DMU_F_TEMPORARY, complete = !temporary;
+	bool discard = item->type == DMU_MSG_DISCARD;
 	struct dmu_io *io;
 	LIST_HEAD(ios);
 	int r;
 
 	e->epoch = dev->epoch;
-	if (!(e->flags & DMU_F_TEMPORARY) && !(*p && overlaps_writable(dev, e))) {
-		r = dmu_extent_install(dev, e, item, &complete);
+	if (!temporary && answer_fits(dev, e, item)) {
+		r = dmu_extent_install(dev, e, true, &complete);
 		if (r)
 			return r;
 		if (*p) {
 			dmu_promote_plain(dev, *p, e);
 			*p = NULL;
 		}
-	} else if (!(e->flags & DMU_F_TEMPORARY)) {
-		complete = true;	/* answered before: nothing to add */
-	}
-	if (!item) {
-		dev->n.pushed++;
-		return 0;
 	}
 	dmu_item_take(dev, item, &ios);
 	if (!complete || discard) {
@@ -224,7 +302,7 @@ static int msg_map(struct dmu_device *dev, const struct dmu_msg *m)
 		r = -ESTALE;
 	}
 	if (!r)
-		r = map_locked(dev, e, item, &p);
+		r = item ? answer_locked(dev, e, item, &p) : push_locked(dev, e, &p);
 	spin_unlock_irq(&dev->lock);
 	if (p)
 		dmu_promotion_free(dev, p);
@@ -298,6 +376,8 @@ static int bitmap_locked(struct dmu_device *dev, const struct dmu_msg *m, struct
 	if (!e || now != granules)
 		return -EINVAL;
 	old = dmu_leaf_find(e, index);
+	if (!old && !item && overlaps_orphan(dev, m->sector, m->len))
+		return -ESTALE;
 	if (old) {
 		bitmap_or(old->bits, old->bits, leaf->bits, granules);
 	} else if (dev->nr_extents + dev->nr_leaves < dev->max_extents || dmu_evict(dev) || item) {
@@ -376,7 +456,7 @@ static int msg_data(struct dmu_device *dev, const struct dmu_msg *m)
 	    m->data_len != m->len << SECTOR_SHIFT || m->len > DMU_DATA_MAX >> SECTOR_SHIFT)
 		return -EINVAL;
 	spin_lock_irq(&dev->lock);
-	r = check_range(dev, m);
+	r = check_range(dev, m) ?: is_aligned(dev, m) ? 0 : -EINVAL;
 	item = r ? NULL : dmu_item_find(dev, m->id);
 	if (!r && !item)
 		r = -ENOENT;
@@ -406,17 +486,31 @@ static int msg_data(struct dmu_device *dev, const struct dmu_msg *m)
 	return 0;
 }
 
+/* Some statuses ask the layers above to try again, which a daemon cannot mean. */
+static blk_status_t fail_status(int error)
+{
+	blk_status_t status = error ? errno_to_blk_status(-error) : BLK_STS_IOERR;
+
+	switch (status) {
+	case BLK_STS_AGAIN:
+	case BLK_STS_RESOURCE:
+	case BLK_STS_DEV_RESOURCE:
+	case BLK_STS_DM_REQUEUE:
+		return BLK_STS_IOERR;
+	default:
+		return status;
+	}
+}
+
 static int msg_fail(struct dmu_device *dev, const struct dmu_msg *m)
 {
-	blk_status_t status = m->error ? errno_to_blk_status(-m->error) : BLK_STS_IOERR;
+	blk_status_t status;
 	struct dmu_item *item;
 	LIST_HEAD(ios);
 
 	if (!msg_clean(m, F_ID | F_ERROR, 0) || m->error < 0 || m->error > MAX_ERRNO)
 		return -EINVAL;
-	/* These two mean something to the layers above that a daemon cannot say. */
-	if (status == BLK_STS_AGAIN || status == BLK_STS_RESOURCE)
-		status = BLK_STS_IOERR;
+	status = fail_status(m->error);
 	spin_lock_irq(&dev->lock);
 	item = dmu_item_find(dev, m->id);
 	if (item)
@@ -452,8 +546,13 @@ static int msg_ack(struct dmu_device *dev, const struct dmu_msg *m)
 	if (!item) {
 		r = -ENOENT;
 	} else if (item->type == DMU_MSG_DISCARD || item->type == DMU_MSG_ZERO) {
-		u64 len = item->range.last - item->range.start + 1;
+		u64 start = item->range.start, len = item->range.last - start + 1;
 
+		/* What was read here before is no longer so. */
+		if (item->type == DMU_MSG_ZERO) {
+			dmu_extent_invalidate(dev, start, len);
+			dev->epoch++;
+		}
 		dmu_item_take(dev, item, &ios);
 		skip_and_run(dev, &ios, len);
 	} else if (item->type == DMU_MSG_FLUSH || item->type == DMU_MSG_DONE) {

@@ -23,7 +23,8 @@ void dmu_wake(struct dmu_device *dev)
 bool dmu_may_park(struct dmu_device *dev, blk_status_t *status)
 {
 	lockdep_assert_held(&dev->lock);
-	if (dev->pushback)
+	/* An interrupted suspend is over for dm before it tells us so: then wait. */
+	if (dev->pushback && dev->live && dm_noflush_suspending(dev->live->ti))
 		*status = BLK_STS_DM_REQUEUE;
 	else if (dev->gone || (dev->failing && !dev->channel))
 		*status = BLK_STS_IOERR;
@@ -69,6 +70,21 @@ static void dmu_item_count(struct dmu_device *dev, struct dmu_io *io, u32 type)
 }
 
 /*
+ * A first write whose mapping has been dropped is still under way here, and the
+ * daemon has not been told of it: an answer now would not count it in. So the io
+ * waits for it and is looked at again.
+ */
+static bool dmu_wait_for_promotion(struct dmu_device *dev, struct dmu_io *io, u64 start, u64 len)
+{
+	struct dmu_range *r = dmu_range_first(&dev->busy, start, start + len - 1);
+
+	if (!r)
+		return false;
+	list_add_tail(&io->list, &container_of(r, struct dmu_promotion, range)->waiters);
+	return true;
+}
+
+/*
  * Parks io and asks. The io is no longer the caller's: it may be answered, or, if
  * nobody can be asked, ended before this returns.
  */
@@ -87,6 +103,10 @@ void dmu_ask(struct dmu_io *io, u32 type, u32 flags, u64 start, u64 len)
 		goto end;
 	if (!dmu_may_park(dev, &status))
 		goto end;
+	if (!held && dmu_wait_for_promotion(dev, io, start, len)) {
+		spin_unlock_irqrestore(&dev->lock, irq);
+		return;
+	}
 	dmu_item_count(dev, io, type);
 	other = type == DMU_MSG_FAULT ? dmu_item_to_join(dev, flags, start) : NULL;
 	if (other) {
@@ -186,18 +206,22 @@ void dmu_items_requeue_sent(struct dmu_device *dev)
  */
 void dmu_items_reask(struct dmu_device *dev, u64 start, u64 last)
 {
-	struct dmu_range *r;
+	struct dmu_range *r, *next, *busy;
 
 	lockdep_assert_held(&dev->lock);
-	for (r = dmu_range_first(&dev->faults, start, last); r;
-	     r = dmu_range_next(r, start, last)) {
+	for (r = dmu_range_first(&dev->faults, start, last); r; r = next) {
 		struct dmu_item *item = container_of(r, struct dmu_item, range);
 
-		if (item->state != DMU_ITEM_SENT)
-			continue;
-		hlist_del(&item->hash);
-		list_del(&item->list);
-		dmu_item_enqueue(dev, item);
+		next = dmu_range_next(r, start, last);
+		busy = dmu_range_first(&dev->busy, r->start, r->last);
+		if (busy) {
+			dmu_item_take(dev, item,
+				      &container_of(busy, struct dmu_promotion, range)->waiters);
+		} else if (item->state == DMU_ITEM_SENT) {
+			hlist_del(&item->hash);
+			list_del(&item->list);
+			dmu_item_enqueue(dev, item);
+		}
 	}
 }
 

@@ -24,6 +24,7 @@ static void plan_ask(struct dmu_plan *plan, u32 len)
 	plan->ask_start = plan->start;
 	plan->ask_len = len;
 	plan->len = len;
+	plan->map.flags = 0;
 }
 
 static void plan_side(struct dmu_plan *plan, const struct dmu_side *side)
@@ -92,6 +93,7 @@ void dmu_plan(struct dmu_io *io, enum req_op op, u64 start, u32 len, struct dmu_
 	struct dmu_device *dev = io->t->dev;
 	struct dmu_extent *answer = io->answer;
 	bool for_this;
+	u64 next;
 
 	plan->start = start;
 	plan->leaf = NULL;
@@ -100,14 +102,15 @@ void dmu_plan(struct dmu_io *io, enum req_op op, u64 start, u32 len, struct dmu_
 		   start >= answer->start && start - answer->start < answer->len;
 	if (for_this) {
 		dmu_extent_snapshot(answer, map);
-	} else if (!dmu_extent_find(dev, start, map)) {
-		plan_ask(plan, len);
+	} else if (!dmu_extent_find(dev, start, map, &next)) {
+		/* What the next extent serves is not asked for. */
+		plan_ask(plan, min_t(u64, len, next - start));
 		return;
 	}
 	plan->len = min_t(u64, len, map->start + map->len - start);
 	if (map->flags & DMU_F_OVERLAY)
 		plan_overlay(plan, op);
-	else if (map->flags & DMU_F_COPY_FIRST)
+	else if ((map->flags & DMU_F_COPY_FIRST) && !map->promoted)
 		plan_granule(plan, op, false);
 	else if (op == REQ_OP_DISCARD && !for_this)
 		plan_ask(plan, plan->len);

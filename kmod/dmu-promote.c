@@ -17,6 +17,7 @@
 #include "dmu.h"
 
 #define DMU_UNREAD_MANY 1024	/* records that wake the daemon at once */
+#define DMU_BATCH 256		/* records dealt with while interrupts are off */
 
 /* Whether the daemon is too far behind for yet another promotion (K7). */
 static bool dmu_is_behind(struct dmu_device *dev)
@@ -27,6 +28,33 @@ static bool dmu_is_behind(struct dmu_device *dev)
 		return true;
 	oldest = list_first_entry_or_null(&dev->promoted, struct dmu_promotion, list);
 	return oldest && time_after(jiffies, oldest->since + DMU_UNCOMMITTED_SECS * HZ);
+}
+
+/* Not while they would only park again. */
+static void dmu_run_promote_waiters(struct dmu_device *dev)
+{
+	if (!list_empty(&dev->promote_waiters) && !dmu_is_behind(dev))
+		dmu_run_list(dev, &dev->promote_waiters);
+}
+
+void dmu_promotion_free_locked(struct dmu_device *dev, struct dmu_promotion *p)
+{
+	lockdep_assert_held(&dev->lock);
+	mempool_free(p, &dev->promotions);
+	dmu_run_promote_waiters(dev);
+}
+
+/* Freed first, then told: who waits for memory must find it. */
+void dmu_promotion_free(struct dmu_device *dev, struct dmu_promotion *p)
+{
+	unsigned long irq;
+
+	mempool_free(p, &dev->promotions);
+	if (list_empty_careful(&dev->promote_waiters))
+		return;
+	spin_lock_irqsave(&dev->lock, irq);
+	dmu_run_promote_waiters(dev);
+	spin_unlock_irqrestore(&dev->lock, irq);
 }
 
 static void dmu_promoted_due(struct dmu_device *dev)
@@ -163,6 +191,8 @@ static void dmu_copy_done(int read_err, unsigned long write_err, void *context)
 {
 	struct dmu_promotion *p = context;
 
+	if (read_err)
+		WRITE_ONCE(p->read_failed, true);
 	if (read_err || write_err)
 		WRITE_ONCE(p->status, BLK_STS_IOERR);
 	if (atomic_dec_and_test(&p->copies))
@@ -250,8 +280,6 @@ static void dmu_unread(struct dmu_device *dev)
 /* Remembers a promotion that is done. False if there is no need to. */
 static bool dmu_remember(struct dmu_device *dev, struct dmu_promotion *p)
 {
-	if (!(p->flags & (DMU_F_OVERLAY | DMU_F_UNCOMMITTED)))
-		return false;
 	if (p->flags & DMU_F_VOLATILE) {
 		if (!dev->channel)
 			return false;
@@ -308,8 +336,7 @@ void dmu_promote_end(struct dmu_promotion *p, bool ok)
 		kept = dmu_remember(dev, p);
 		io->seq = max(io->seq, p->seq);
 	}
-	if (!list_empty(&dev->promote_waiters) && !dmu_is_behind(dev))
-		dmu_run_list(dev, &dev->promote_waiters);
+	dmu_run_promote_waiters(dev);
 	spin_unlock_irqrestore(&dev->lock, irq);
 
 	dmu_extent_put(e);
@@ -333,7 +360,7 @@ void dmu_promote_plain(struct dmu_device *dev, struct dmu_promotion *p,
 	p->to = e->write;
 	p->granules = 1;
 	if (!dmu_remember(dev, p))
-		dmu_promotion_free(dev, p);
+		dmu_promotion_free_locked(dev, p);
 }
 
 /* From here on nothing joins the last record, so that its seq stays what it is. */
@@ -342,7 +369,7 @@ u64 dmu_flush_seq(struct dmu_device *dev)
 	unsigned long irq;
 	u64 seq = 0;
 
-	if (list_empty(&dev->promoted))
+	if (list_empty_careful(&dev->promoted))
 		return 0;
 	spin_lock_irqsave(&dev->lock, irq);
 	if (!list_empty(&dev->promoted)) {
@@ -360,6 +387,8 @@ u64 dmu_fua_seq(struct dmu_device *dev, u64 start, u32 len)
 	struct dmu_range *r;
 	unsigned long irq;
 
+	if (list_empty_careful(&dev->promoted))
+		return 0;
 	spin_lock_irqsave(&dev->lock, irq);
 	for (r = dmu_range_first(&dev->uncommitted, start, last); r;
 	     r = dmu_range_next(r, start, last)) {
@@ -379,31 +408,47 @@ bool dmu_needs_commit(struct dmu_device *dev, u64 seq)
 	return p && p->seq <= seq;
 }
 
-int dmu_commit(struct dmu_device *dev, u64 seq)
+/* Forgets a batch of what seq covers. False when there is no more. */
+static bool dmu_commit_some(struct dmu_device *dev, u64 seq)
 {
 	struct dmu_promotion *p, *next;
-	LIST_HEAD(flushes);
 	LIST_HEAD(done);
+	int n = 0;
 
 	spin_lock_irq(&dev->lock);
-	if (seq > dev->seq_read) {
-		spin_unlock_irq(&dev->lock);
-		return -EINVAL;
-	}
 	list_for_each_entry_safe(p, next, &dev->promoted, list) {
-		if (p->seq > seq)
+		if (p->seq > seq || n == DMU_BATCH)
 			break;
 		dmu_range_remove(&p->range, &dev->uncommitted);
 		dev->nr_uncommitted -= p->granules;
 		list_move_tail(&p->list, &done);
+		n++;
 	}
-	dev->seq_committed = max(dev->seq_committed, seq);
-	dmu_items_take_flushes(dev, dev->seq_committed, &flushes);
-	dmu_run_list(dev, &dev->promote_waiters);
 	spin_unlock_irq(&dev->lock);
 
 	list_for_each_entry_safe(p, next, &done, list)
-		dmu_promotion_free(dev, p);
+		mempool_free(p, &dev->promotions);
+	cond_resched();
+	return n == DMU_BATCH;
+}
+
+int dmu_commit(struct dmu_device *dev, u64 seq)
+{
+	LIST_HEAD(flushes);
+	bool known;
+
+	spin_lock_irq(&dev->lock);
+	known = seq <= dev->seq_read;
+	spin_unlock_irq(&dev->lock);
+	if (!known)
+		return -EINVAL;
+	while (dmu_commit_some(dev, seq))
+		;
+	spin_lock_irq(&dev->lock);
+	dev->seq_committed = max(dev->seq_committed, seq);
+	dmu_items_take_flushes(dev, dev->seq_committed, &flushes);
+	dmu_run_promote_waiters(dev);
+	spin_unlock_irq(&dev->lock);
 	dmu_abort_all(&flushes, BLK_STS_OK);
 	return 0;
 }
@@ -416,7 +461,7 @@ void dmu_replay_reset(struct dmu_device *dev)
 	lockdep_assert_held(&dev->lock);
 	list_for_each_entry_safe(p, next, &dev->promoted_volatile, list) {
 		list_del(&p->list);
-		dmu_promotion_free(dev, p);
+		dmu_promotion_free_locked(dev, p);
 	}
 	dev->nr_unread = 0;
 	list_for_each_entry(p, &dev->promoted, list) {
@@ -464,29 +509,37 @@ static bool dmu_replay_leaf(struct dmu_extent *e, u64 *at, struct dmu_msg *msg)
 	return true;
 }
 
-/* Of what only the kernel remembers. False at the end, or to be called again. */
+/*
+ * Of what only the kernel remembers. False at the end, or, with replay_more set,
+ * after so many steps that the lock should be let go.
+ */
 static bool dmu_replay_next(struct dmu_device *dev, struct dmu_msg *msg)
 {
 	struct dmu_extent *e;
+	int steps = 0;
 
+	dev->replay_more = false;
 	while ((e = dmu_extent_next(dev, dev->replay_volatile))) {
-		u64 at = max(dev->replay_volatile, e->start);
+		u64 at = max(dev->replay_volatile, e->start), end = e->start + e->len;
+		bool told = false;
 
-		dev->replay_volatile = e->start + e->len;
+		if (++steps > DMU_BATCH) {
+			dev->replay_more = true;
+			return false;
+		}
+		dev->replay_volatile = end;
 		if (!(e->flags & DMU_F_VOLATILE))
 			continue;
 		if (e->flags & DMU_F_OVERLAY) {
-			while (at < e->start + e->len) {
-				if (dmu_replay_leaf(e, &at, msg)) {
-					dev->replay_volatile = at;
-					return true;
-				}
-			}
+			told = dmu_replay_leaf(e, &at, msg);
+			dev->replay_volatile = at;
 		} else if ((e->flags & DMU_F_COPY_FIRST) ? e->promoted :
 							   !!(e->flags & DMU_F_UNCOMMITTED)) {
 			dmu_promoted_msg(msg, e->start, e->len, &e->write);
-			return true;
+			told = true;
 		}
+		if (told)
+			return true;
 	}
 	return false;
 }
@@ -511,7 +564,7 @@ bool dmu_promoted_pop(struct dmu_device *dev, struct dmu_msg *msg)
 		msg->flags = DMU_F_VOLATILE;
 		list_del(&p->list);
 		dev->nr_unread--;
-		dmu_promotion_free(dev, p);
+		dmu_promotion_free_locked(dev, p);
 	} else if (dev->replaying && dmu_replay_next(dev, msg)) {
 		msg->flags = DMU_F_VOLATILE | DMU_F_REPLAY;
 	} else {

@@ -93,19 +93,11 @@ static int dmu_parse_features(struct dmu_target *t, struct dm_arg_set *as, char 
 	return 0;
 }
 
-static int dmu_parse_dest(struct dmu_target *t, struct dm_arg_set *as)
+static int dmu_open_dest(struct dmu_target *t, struct dmu_dest *dest, const char *path)
 {
 	struct dm_target *ti = t->ti;
-	struct dmu_dest *dest = &t->dests[t->num_dests];
-	const char *path = dm_shift_arg(as), *mode = dm_shift_arg(as);
 	int r;
 
-	if (!strcmp(mode, "rw")) {
-		dest->writable = dmu_mode_is_rw(dm_table_get_mode(ti->table));
-	} else if (strcmp(mode, "ro")) {
-		ti->error = "A destination is ro or rw";
-		return -EINVAL;
-	}
 	r = dm_get_device(ti, path, dest->writable ? dm_table_get_mode(ti->table) :
 			  dmu_mode_ro(dm_table_get_mode(ti->table)), &dest->dm);
 	if (r) {
@@ -113,14 +105,47 @@ static int dmu_parse_dest(struct dmu_target *t, struct dm_arg_set *as)
 		return r;
 	}
 	dest->sectors = bdev_nr_sectors(dest->dm->bdev);
-	t->num_dests++;
+	return 0;
+}
+
+/*
+ * The writable ones are opened first: were a device that is listed twice first
+ * opened read-only, dm would replace its struct dm_dev when the mode goes up.
+ */
+static int dmu_open_dests(struct dmu_target *t, struct dm_arg_set *as)
+{
+	unsigned int i, pass;
+	int r;
+
+	for (i = 0; i < t->num_dests; i++) {
+		const char *mode = as->argv[2 * i + 1];
+
+		if (!strcmp(mode, "rw")) {
+			t->dests[i].writable = dmu_mode_is_rw(dm_table_get_mode(t->ti->table));
+		} else if (strcmp(mode, "ro")) {
+			t->ti->error = "A destination is ro or rw";
+			return -EINVAL;
+		}
+	}
+	for (pass = 0; pass < 2; pass++) {
+		for (i = 0; i < t->num_dests; i++) {
+			if (t->dests[i].writable != !pass)
+				continue;
+			r = dmu_open_dest(t, &t->dests[i], as->argv[2 * i]);
+			if (r)
+				return r;
+		}
+	}
 	return 0;
 }
 
 static void dmu_free_target(struct dmu_target *t)
 {
-	while (t->num_dests)
-		dm_put_device(t->ti, t->dests[--t->num_dests].dm);
+	unsigned int i;
+
+	for (i = 0; i < t->num_dests; i++)
+		if (t->dests[i].dm)
+			dm_put_device(t->ti, t->dests[i].dm);
 	kfree(t);
 }
 
@@ -142,12 +167,8 @@ static int dmu_parse(struct dmu_target *t, struct dm_arg_set *as)
 		ti->error = "The destinations are not as many as announced, each with ro or rw";
 		return -EINVAL;
 	}
-	while (n--) {
-		r = dmu_parse_dest(t, as);
-		if (r)
-			return r;
-	}
-	return 0;
+	t->num_dests = n;
+	return dmu_open_dests(t, as);
 }
 
 static int dmu_ctr(struct dm_target *ti, unsigned int argc, char **argv)

@@ -113,6 +113,7 @@ struct dmu_map {
 	u32 flags;
 	u32 granule;
 	u32 granule_shift;
+	bool promoted;		/* COPY_FIRST, and its granule is promoted: plain by now */
 };
 
 enum dmu_verdict {
@@ -159,6 +160,7 @@ struct dmu_promotion {
 	bool unread;
 	bool closed;			/* a flush counts on seq: nothing may be merged in */
 	atomic_t copies;
+	bool read_failed;		/* of the copies */
 	blk_status_t status;
 	unsigned long since;		/* jiffies */
 };
@@ -184,11 +186,12 @@ struct dmu_item {
 /* dmu_io.flags */
 #define DMU_IO_FINAL	BIT(0)	/* completion is decided */
 #define DMU_IO_FUA	BIT(1)
-#define DMU_IO_SYNC	BIT(2)	/* went through a SYNC extent */
+#define DMU_IO_SYNC	BIT(2)	/* went through a SYNC overlay or COPY_FIRST */
 #define DMU_IO_FLUSH	BIT(3)	/* an empty flush, or the flush after FUA */
 #define DMU_IO_WAS_SENT	BIT(4)	/* the clone itself was submitted once */
 #define DMU_IO_HELD	BIT(5)	/* done at the destination, waits for the daemon */
 #define DMU_IO_NOWAIT	BIT(6)	/* in map, and may not park */
+#define DMU_IO_DONE	BIT(7)	/* went through a plain SYNC extent */
 
 #define DMU_NO_PHASE	2
 
@@ -315,6 +318,7 @@ struct dmu_device {
 
 	struct workqueue_struct *wq;
 	struct work_struct run_work;
+	struct work_struct copied_work;
 	struct list_head run;		/* ios */
 	struct list_head copied;	/* promotions */
 	struct delayed_work no_daemon_work;
@@ -324,6 +328,7 @@ struct dmu_device {
 	bool replay_wanted;		/* drain first */
 	bool replaying;			/* REPLAY_DONE not read yet */
 	u64 replay_volatile;		/* sector to go on from */
+	bool replay_more;		/* it does go on */
 	wait_queue_head_t readable;
 
 	struct dm_kcopyd_client *kcopyd;
@@ -336,6 +341,7 @@ struct dmu_device {
 };
 
 /* dmu-device.c: the registry. Process context, may sleep. */
+extern struct workqueue_struct *dmu_copied_wq;
 int dmu_device_init(void);
 void dmu_device_exit(void);
 struct dmu_device *dmu_device_get(struct dm_target *ti, const char *key);
@@ -344,7 +350,8 @@ struct dmu_device *dmu_device_find(const char *key, dev_t devt);
 void dmu_device_put(struct dmu_device *dev);
 
 /* dmu-extent.c. Under lock unless said otherwise. */
-bool dmu_extent_find(struct dmu_device *dev, u64 sector, struct dmu_map *map);	/* RCU only */
+/* RCU only. Else *next is where the next extent begins. */
+bool dmu_extent_find(struct dmu_device *dev, u64 sector, struct dmu_map *map, u64 *next);
 void dmu_extent_snapshot(struct dmu_extent *e, struct dmu_map *map);
 int dmu_extent_install(struct dmu_device *dev, struct dmu_extent *e, bool answer,
 		       bool *complete);
@@ -389,6 +396,7 @@ void dmu_promote_plain(struct dmu_device *dev, struct dmu_promotion *p,
 		       const struct dmu_extent *e);		/* under lock */
 struct dmu_promotion *dmu_promotion_alloc(struct dmu_device *dev);
 void dmu_promotion_free(struct dmu_device *dev, struct dmu_promotion *p);
+void dmu_promotion_free_locked(struct dmu_device *dev, struct dmu_promotion *p);
 /* The commit that a flush, or a FUA write of these sectors, has to wait for; or 0. */
 u64 dmu_flush_seq(struct dmu_device *dev);
 u64 dmu_fua_seq(struct dmu_device *dev, u64 start, u32 len);
@@ -402,6 +410,7 @@ void dmu_promoted_work(struct work_struct *work);
 int dmu_map(struct dm_target *ti, struct bio *bio);
 int dmu_end_io(struct dm_target *ti, struct bio *bio, blk_status_t *error);
 void dmu_run_work(struct work_struct *work);
+void dmu_copied_work(struct work_struct *work);
 void dmu_run_later(struct dmu_device *dev, struct dmu_io *io);		/* under lock */
 void dmu_run_list(struct dmu_device *dev, struct list_head *ios);	/* under lock */
 void dmu_set_answer(struct dmu_io *io, struct dmu_extent *e);

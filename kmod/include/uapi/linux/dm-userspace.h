@@ -99,7 +99,8 @@ enum dmu_kernel_msg {
 	 * A write under a SYNC extent has reached write_dest; its completion is
 	 * held. id, sector, len, write_dest, write_sector, seq (of its PROMOTED,
 	 * read before this; 0 if nothing was promoted). Answers: ACK once metadata
-	 * and data are durable (it ends the write, and is no COMMITTED), or FAIL. The destination has NOT been flushed.
+	 * and data are durable (it ends the write, and is no COMMITTED), or FAIL.
+	 * The destination has NOT been flushed.
 	 */
 	DMU_MSG_DONE = 2,
 	/*
@@ -111,19 +112,22 @@ enum dmu_kernel_msg {
 	DMU_MSG_PROMOTED = 3,
 	/*
 	 * All destinations have been flushed. id, seq: make the metadata of every
-	 * promotion up to seq durable. Answers: ACK (counts as COMMITTED(seq)), FAIL.
-	 * COMMITTED that covers seq ends it as well; a later ACK gets ENOENT then.
+	 * promotion up to seq durable. Answers: ACK
+	 * (counts as COMMITTED(seq)), FAIL. COMMITTED that covers seq ends it as
+	 * well; a later ACK gets ENOENT then.
 	 */
 	DMU_MSG_FLUSH = 4,
 	/*
 	 * A discard of [sector, len) where no overlay serves it. id.
 	 * Answers: ACK (done, or ignored), MAP with a write side (the discard is
-	 * passed down to it), FAIL.
+	 * passed down to it), FAIL. A daemon that frees the space sends INVALIDATE
+	 * and reads INVALIDATED before it ACKs.
 	 */
 	DMU_MSG_DISCARD = 5,
 	/*
 	 * Zeroes are to be written to [sector, len) and no write side is known.
-	 * id. Answers: MAP with a write side, ACK (reads give zeroes now), FAIL.
+	 * id. Answers: MAP with a write side, ACK (reads give zeroes now; extents in
+	 * the range are dropped), FAIL.
 	 */
 	DMU_MSG_ZERO = 6,
 	/* No I/O that used what INVALIDATE(id) dropped is under way any more. id, gen. */
@@ -200,7 +204,8 @@ enum dmu_daemon_msg {
  * VOLATILE	nothing is ever committed: FLUSH never asks
  * TEMPORARY	for the bios of this fault only
  * UNCOMMITTED	metadata does not back this yet: told as PROMOTED at once if the
- *		extent is plain, at its first write if COPY_FIRST; OVERLAY implies it
+ *		extent is plain; COPY_FIRST and OVERLAY imply it, with each granule's
+ *		first write. Not with TEMPORARY, if plain; SYNC not with VOLATILE
  */
 #define DMU_F_COPY_FIRST	(1U << 8)
 #define DMU_F_OVERLAY		(1U << 9)
