@@ -46,9 +46,7 @@ int64_t perform(const IoOp& op) {
       case IoOp::Kind::write:
         n = pwrite(op.fd, op.buffer, op.len, static_cast<off_t>(op.offset));
         break;
-      case IoOp::Kind::sync:
-        n = fdatasync(op.fd);
-        break;
+      case IoOp::Kind::sync: n = fdatasync(op.fd); break;
     }
   } while (n < 0 && errno == EINTR);
   return n < 0 ? -errno : n;

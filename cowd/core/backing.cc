@@ -35,13 +35,10 @@ struct stat look_at(const std::string& path) {
 BlockDisk::Open mode_for(BackingUse use) {
   switch (use) {
     case BackingUse::base:
-    case BackingUse::look:
-      return BlockDisk::Open::read_only;
+    case BackingUse::look: return BlockDisk::Open::read_only;
     case BackingUse::top:
-    case BackingUse::change:
-      return BlockDisk::Open::writable_unclaimed;
-    case BackingUse::reattach:
-      break;
+    case BackingUse::change: return BlockDisk::Open::writable_unclaimed;
+    case BackingUse::reattach: break;
   }
   return BlockDisk::Open::writable;
 }

@@ -122,12 +122,9 @@ json map_to_json(const std::vector<MapEntry>& entries) {
 
 const char* durability_name(Durability durability) {
   switch (durability) {
-    case Durability::always:
-      return "always";
-    case Durability::transient:
-      return "transient";
-    case Durability::flush:
-      break;
+    case Durability::always: return "always";
+    case Durability::transient: return "transient";
+    case Durability::flush: break;
   }
   return "flush";
 }

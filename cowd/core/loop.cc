@@ -84,8 +84,7 @@ std::optional<Found> existing(const std::string& file, const struct stat& info,
   const int flags = use == LoopDevice::Use::reattach ? O_RDWR : O_RDONLY;
   for (Found& loop : loops_of(info, flags)) {
     switch (use) {
-      case LoopDevice::Use::top:
-        throw in_use(file, loop, false);
+      case LoopDevice::Use::top: throw in_use(file, loop, false);
       case LoopDevice::Use::base:
         if (!is_read_only(loop.info)) throw in_use(file, loop, true);
         if (whole_file(loop.info)) return std::move(loop);

@@ -293,10 +293,8 @@ std::string Component::text() const {
     case Kind::iscsi:
       return std::string(kIscsi) + authority_text(*this, kIscsiPort) + encode(target) + "/" +
              std::to_string(lun);
-    case Kind::transient:
-      return std::string(kTransient) + encode(pool);
-    case Kind::path:
-      break;
+    case Kind::transient: return std::string(kTransient) + encode(pool);
+    case Kind::path: break;
   }
   return encode(path);
 }

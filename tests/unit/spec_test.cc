@@ -38,14 +38,11 @@ std::vector<Vector> vectors() {
 std::string describe(const Component& c) {
   const std::string host = c.host + " " + std::to_string(c.port) + " ";
   switch (c.kind) {
-    case Component::Kind::nbd:
-      return "nbd(" + host + c.export_name + ")";
+    case Component::Kind::nbd: return "nbd(" + host + c.export_name + ")";
     case Component::Kind::iscsi:
       return "iscsi(" + host + c.target + " " + std::to_string(c.lun) + ")";
-    case Component::Kind::transient:
-      return "transient(" + c.pool + ")";
-    case Component::Kind::path:
-      break;
+    case Component::Kind::transient: return "transient(" + c.pool + ")";
+    case Component::Kind::path: break;
   }
   return "path(" + c.path + ")";
 }
