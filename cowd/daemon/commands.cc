@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "cowd/daemon/commands.hh"
+
+#include <limits>
+
+#include <unistd.h>
+
+#include <linux/dm-userspace.h>
+#include <nlohmann/json.hpp>
+
+#include "build/config.h"
+#include "cowd/core/error.hh"
+#include "cowd/daemon/log.hh"
+#include "cowd/daemon/process.hh"
+#include "cowd/daemon/text.hh"
+#include "formats/plugin.hh"
+
+namespace cowd {
+
+namespace {
+
+constexpr int kControlAbi = 1;
+
+nlohmann::json version() {
+  return {{"version", DMU_VERSION},
+          {"abi",
+           {{"control", kControlAbi},
+            {"kernel", text(DMU_ABI_MAJOR, ".", DMU_ABI_MINOR)},
+            {"plugin", kPluginAbi}}},
+          {"pid", getpid()}};
+}
+
+nlohmann::json nothing() { return nlohmann::json::object(); }
+
+void set_level(const std::string& name) {
+  auto level = level_from_name(name);
+  if (!level)
+    throw Error(EINVAL, text("There is no log level \"", name,
+                             "\": use debug, info, warning or error."));
+  set_log_level(*level);
+}
+
+template <typename T>
+std::optional<T> bounded(std::optional<uint64_t> number, uint64_t most, const char* key) {
+  if (!number)
+    return std::nullopt;
+  if (*number > most)
+    throw Error(EINVAL, text("\"", key, "\" of attach may be ", most, " at most."));
+  return static_cast<T>(*number);
+}
+
+void read_features(const nlohmann::json& object, AttachRequest& request) {
+  JsonArguments features(object, "the features of attach");
+  if (auto no_daemon = features.string("no_daemon")) {
+    if (*no_daemon != "queue" && *no_daemon != "fail")
+      throw Error(EINVAL, text("\"no_daemon\" has to be \"queue\" or \"fail\", not \"",
+                               *no_daemon, "\"."));
+    request.queue_if_no_daemon = *no_daemon == "queue";
+  }
+  request.no_daemon_seconds =
+      bounded<unsigned>(features.number("no_daemon_seconds"), 86400, "no_daemon_seconds");
+  request.max_extents = bounded<uint64_t>(features.number("max_extents"),
+                                          std::numeric_limits<uint32_t>::max(), "max_extents");
+  features.done();
+}
+
+Task<nlohmann::json> stats(DeviceManager& devices, std::optional<std::string> device) {
+  nlohmann::json json = co_await devices.stats(std::move(device));
+  json["process"] = process_stats();
+  json["process"]["log_dropped"] = log_dropped();
+  co_return json;
+}
+
+// The commands that work on one device and give nothing.
+Task<nlohmann::json> on_device(DeviceManager& devices, Task<> (DeviceManager::*work)(std::string),
+                               std::string device) {
+  co_await (devices.*work)(std::move(device));
+  co_return nothing();
+}
+
+Task<nlohmann::json> run(DeviceManager& devices, const std::string& command,
+                         JsonArguments& arguments) {
+  if (command == "attach") {
+    auto request = attach_request(arguments);
+    co_return co_await devices.attach(std::move(request));
+  }
+  if (command == "list" || command == "version") {
+    arguments.done();
+    if (command == "version")
+      co_return version();
+    co_return co_await devices.list();
+  }
+  if (command == "log-level") {
+    auto level = arguments.need_string("level");
+    arguments.done();
+    set_level(level);
+    co_return nothing();
+  }
+  if (command == "stats") {
+    auto device = arguments.string("device");
+    arguments.done();
+    co_return co_await stats(devices, std::move(device));
+  }
+  if (command == "map") {
+    auto device = arguments.need_string("device");
+    auto offset = arguments.number("offset");
+    auto length = arguments.number("length");
+    arguments.done();
+    co_return co_await devices.map(std::move(device), offset, length);
+  }
+  bool known = command == "detach" || command == "info" || command == "pause" ||
+               command == "resume";
+  if (!known)
+    throw Error(EINVAL, text("There is no command \"", command,
+                             "\". docs/control-protocol.md lists them."));
+  auto device = arguments.need_string("device");
+  arguments.done();
+  if (command == "info")
+    co_return co_await devices.info(std::move(device));
+  auto work = command == "detach"  ? &DeviceManager::detach
+              : command == "pause" ? &DeviceManager::pause
+                                   : &DeviceManager::resume;
+  co_return co_await on_device(devices, work, std::move(device));
+}
+
+}  // namespace
+
+AttachRequest attach_request(JsonArguments& arguments) {
+  AttachRequest request;
+  request.spec = arguments.need_string("spec");
+  request.name = arguments.string("name").value_or("");
+  if (auto durability = arguments.string("durability"))
+    request.durability = durability_by_name(*durability);
+  request.read_only = arguments.flag("read_only", false);
+  if (const nlohmann::json* features = arguments.object("features"))
+    read_features(*features, request);
+  arguments.done();
+  return request;
+}
+
+ControlServer::Handler make_commands(DeviceManager& devices) {
+  return [&devices](const std::string& command, JsonArguments& arguments,
+                    const ControlServer::Tell&) { return run(devices, command, arguments); };
+}
+
+}  // namespace cowd

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The commands of docs/control-protocol.md, save `events`, which the server knows.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include <boost/asio/io_context.hpp>
+#include <nlohmann/json_fwd.hpp>
+
+#include "cowd/daemon/control_server.hh"
+#include "cowd/daemon/device_manager.hh"
+
+namespace cowd {
+
+// A handler for the server; `devices` must outlive it.
+ControlServer::Handler make_commands(DeviceManager& devices);
+
+// Of an `attach` request; in a function of its own for the test.
+AttachRequest attach_request(JsonArguments& arguments);
+
+}  // namespace cowd

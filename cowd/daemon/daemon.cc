@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "cowd/daemon/daemon.hh"
+
+#include <thread>
+#include <vector>
+
+#include <signal.h>
+
+#include <boost/asio/as_tuple.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/executor_work_guard.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/signal_set.hpp>
+#include <boost/asio/strand.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <nlohmann/json.hpp>
+
+#include "build/config.h"
+#include "cowd/core/async_io.hh"
+#include "cowd/core/error.hh"
+#include "cowd/core/host.hh"
+#include "cowd/core/plugin_loader.hh"
+#include "cowd/daemon/blocking_call.hh"
+#include "cowd/daemon/commands.hh"
+#include "cowd/daemon/control_server.hh"
+#include "cowd/daemon/device_manager.hh"
+#include "cowd/daemon/event_ring.hh"
+#include "cowd/daemon/log.hh"
+#include "cowd/daemon/service.hh"
+#include "cowd/daemon/text.hh"
+
+namespace cowd {
+
+namespace {
+
+namespace asio = boost::asio;
+
+// Destroys the coroutines that are left while what they refer to is still there.
+class Reactor : public asio::io_context {
+ public:
+  using asio::io_context::io_context;
+  using asio::execution_context::shutdown;
+};
+
+class Daemon {
+ public:
+  Daemon(const Config& config, RunDir& run_dir, std::function<void()> reload)
+      : config_(config),
+        reload_(std::move(reload)),
+        io_(static_cast<int>(config.process.threads)),
+        plugins_(PluginLoader::default_directories(config.paths.plugin_dirs)),
+        devices_(io_, config, environment(run_dir)),
+        control_(io_, config.control.max_clients, events_, make_commands(devices_)),
+        signals_(asio::make_strand(io_), SIGTERM, SIGINT, SIGHUP),
+        watchdog_(io_) {}
+
+  void run() {
+    control_.listen(config_.socket_path());
+    asio::co_spawn(io_, start(), [this](std::exception_ptr error) { ended(error); });
+    asio::co_spawn(signals_.get_executor(), obey_signals(),
+                   [this](std::exception_ptr error) { ended(error); });
+    std::vector<std::thread> threads;
+    for (unsigned i = 1; i < config_.process.threads; ++i)
+      threads.emplace_back([this] { io_.run(); });
+    io_.run();
+    for (auto& thread : threads)
+      thread.join();
+    io_.shutdown();
+    if (failure_)
+      std::rethrow_exception(failure_);
+  }
+
+ private:
+  DeviceEnvironment environment(RunDir& run_dir) {
+    DeviceEnvironment environment;
+    environment.io = make_async_io(io_);
+    environment.plugins = &plugins_;
+    environment.events = &events_;
+    environment.run_dir = &run_dir;
+    environment.session = config_.devices.session;
+    environment.host_id = host_id();
+    environment.boot_id = boot_id();
+    log(Level::info, text("cowd ", DMU_VERSION, " reads and writes metadata by ",
+                          environment.io->engine(), "."));
+    return environment;
+  }
+
+  // Requests are taken from here on, too: a hung backing must not hold up the rest.
+  Task<> start() {
+    co_await devices_.reattach_all();
+    watchdog_.start();
+    events_.add("started", "", text("cowd ", DMU_VERSION, " has started."));
+    notify_ready("serving");
+    log(Level::info, text("cowd ", DMU_VERSION, " has started."));
+  }
+
+  Task<> obey_signals() {
+    for (;;) {
+      auto [error, signal] = co_await signals_.async_wait(asio::as_tuple(asio::use_awaitable));
+      if (error)
+        co_return;
+      if (signal != SIGHUP)
+        break;
+      co_await blocking(&std::function<void()>::operator(), &reload_);
+    }
+    notify_stopping();
+    log(Level::info, "cowd stops: it makes everything durable and leaves its devices up.");
+    events_.add("stopping", "", "cowd stops and leaves its devices up.");
+    control_.stop();
+    co_await devices_.stop_all();
+    log(Level::info, "cowd has stopped.");
+    watchdog_.stop();
+    io_.stop();
+  }
+
+  void ended(std::exception_ptr error) {
+    if (!error)
+      return;
+    failure_ = error;
+    io_.stop();
+  }
+
+  const Config& config_;
+  std::function<void()> reload_;
+  Reactor io_;
+  EventRing events_;
+  PluginLoader plugins_;
+  DeviceManager devices_;
+  ControlServer control_;
+  asio::signal_set signals_;
+  Watchdog watchdog_;
+  std::exception_ptr failure_;
+};
+
+}  // namespace
+
+void run_daemon(const Config& config, RunDir& run_dir, std::function<void()> reload) {
+  Daemon daemon(config, run_dir, std::move(reload));
+  daemon.run();
+}
+
+}  // namespace cowd

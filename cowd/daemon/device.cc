@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "cowd/daemon/device.hh"
+
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <nlohmann/json.hpp>
+
+#include "cowd/core/error.hh"
+#include "cowd/core/json.hh"
+#include "cowd/daemon/blocking_call.hh"
+#include "cowd/daemon/error_id.hh"
+#include "cowd/daemon/log.hh"
+#include "cowd/daemon/text.hh"
+
+namespace cowd {
+
+namespace asio = boost::asio;
+using namespace std::chrono_literals;
+
+const char* state_name(Device::State state) {
+  switch (state) {
+    case Device::State::active:
+      return "active";
+    case Device::State::paused:
+      return "paused";
+    case Device::State::replaying:
+      return "replaying";
+    case Device::State::recovering:
+      return "recovering";
+    case Device::State::detaching:
+      return "detaching";
+    case Device::State::failed:
+      break;
+  }
+  return "failed";
+}
+
+// While one of these is there, the image and the backings stay.
+class Device::Using {
+ public:
+  explicit Using(Device& device) : device_(device) { ++device_.users_; }
+  ~Using() {
+    --device_.users_;
+    device_.changed_.notify();
+  }
+  Using(const Using&) = delete;
+  Using& operator=(const Using&) = delete;
+
+ private:
+  Device& device_;
+};
+
+// One thing at a time is done to a device.
+class Device::Exclusive {
+ public:
+  Exclusive(Device& device, const char* what) : device_(device) {
+    if (device.busy_)
+      throw Error(EBUSY, text("The device ", device.name_, " is being ", device.busy_,
+                              " at this moment. Try again when that has ended."));
+    device.busy_ = what;
+  }
+  ~Exclusive() { device_.busy_ = nullptr; }
+  Exclusive(const Exclusive&) = delete;
+  Exclusive& operator=(const Exclusive&) = delete;
+
+ private:
+  Device& device_;
+};
+
+Device::Device(asio::any_io_executor strand, const DeviceEnvironment& environment,
+               DeviceEntry entry, std::function<void()> on_gone)
+    : strand_(strand),
+      environment_(environment),
+      entry_(std::move(entry)),
+      name_(entry_.name),
+      spec_text_(entry_.spec),
+      on_gone_(std::move(on_gone)),
+      changed_(strand) {}
+
+void Device::replayed() {
+  become(entry_.paused ? State::paused : State::active);
+  changed_.notify();
+}
+
+void Device::event(const std::string& type, const std::string& sentence, const std::string& id) {
+  environment_.events->add(type, name_, sentence, id);
+}
+
+void Device::failed(const std::string& type, const std::string& sentence) {
+  std::string id = new_error_id();
+  log(Level::error, sentence, {name_, id});
+  event(type, sentence, id);
+}
+
+// Keeps a session on the device until the device is gone or cowd stops.
+Task<> Device::supervise() {
+  auto self = shared_from_this();
+  Session::End end = Session::End::stopped;
+  std::string broken;
+  try {
+    end = co_await session_->run();
+  } catch (const std::exception& error) {
+    broken = error.what();
+  }
+  session_.reset();
+  supervised_ = false;
+  co_await wait_for_users();
+  if (!broken.empty()) {
+    failed("kernel-error", text("The channel of ", name_, " broke. ", broken,
+                                " cowd opens another one."));
+    become(State::recovering);
+    if (!stopping_ && !busy_) {
+      asio::steady_timer pause(strand_, 1s);
+      co_await pause.async_wait(asio::use_awaitable);
+      close_backings();
+      co_await reattach();
+    }
+  }
+  changed_.notify();
+  if (end == Session::End::device_gone) {
+    gone_ = true;
+    if (!busy_)
+      co_await removed_by_others();
+  }
+}
+
+Task<> Device::removed_by_others() {
+  Exclusive exclusive(*this, "cleaned up");
+  become(State::detaching);
+  log(Level::warning, text("The device ", name_, " was removed, not by cowd."), {name_, {}});
+  try {
+    co_await close_image();
+  } catch (const std::exception& error) {
+    failed("io-error", text("The store of ", name_, " could not be marked clean. ", error.what()));
+  }
+  close_backings();
+  environment_.run_dir->remove(name_);
+  event("detached", text("The device ", name_, " was removed, not by cowd."), {});
+  on_gone_();
+}
+
+Task<> Device::close_image() {
+  co_await image_->close();
+  image_.reset();
+}
+
+Task<> Device::write_entry() {
+  co_await blocking(&RunDir::write, environment_.run_dir, entry_);
+}
+
+Task<> Device::remove_dm_device() {
+  co_await blocking(dm::remove, name_);
+}
+
+Task<> Device::wait_for_end() {
+  while (supervised_)
+    co_await changed_.wait();
+  co_await wait_for_users();
+}
+
+Task<> Device::wait_for_users() {
+  while (users_)
+    co_await changed_.wait();
+}
+
+Task<> Device::detach() {
+  auto self = shared_from_this();
+  Exclusive exclusive(*this, "detached");
+  dm::Info info = co_await blocking(dm::info, name_);
+  if (info.open_count)
+    throw Error(EBUSY, text("The device ", name_, " is in use: ", info.open_count,
+                            info.open_count == 1 ? " user has" : " users have",
+                            " it open. Unmount or close it first."));
+  State before = state();
+  become(State::detaching);
+  std::exception_ptr error;
+  try {
+    co_await blocking(dm::suspend, name_);
+    if (session_)
+      co_await session_->commit_all();
+    co_await remove_dm_device();
+    gone_ = true;
+  } catch (...) {
+    error = std::current_exception();
+  }
+  if (error && !gone_) {  // somebody was faster, or the store cannot be written
+    if (before != State::paused)
+      co_await blocking(dm::resume, name_);
+    become(before);
+    std::rethrow_exception(error);
+  }
+  co_await wait_for_end();
+  if (image_)
+    co_await close_image();
+  close_backings();
+}
+
+Task<> Device::pause() {
+  auto self = shared_from_this();
+  Exclusive exclusive(*this, "paused");
+  if (state() == State::paused)
+    co_return;
+  if (!session_ || state() != State::active)
+    throw Error(EAGAIN, text("The device ", name_, " is ", state_name(state()),
+                             " and cannot be paused now."));
+  co_await session_->commit_all();
+  entry_.paused = true;
+  std::exception_ptr error;
+  try {
+    co_await write_entry();
+    co_await blocking(dm::suspend, name_);
+  } catch (...) {
+    error = std::current_exception();
+  }
+  if (error) {
+    entry_.paused = false;
+    co_await write_entry();
+    std::rethrow_exception(error);
+  }
+  become(State::paused);
+  if (session_)  // what was promoted while the I/O under way ended
+    co_await session_->commit_all();
+}
+
+Task<> Device::resume() {
+  auto self = shared_from_this();
+  Exclusive exclusive(*this, "resumed");
+  if (state() != State::paused)
+    throw Error(EINVAL, text("The device ", name_, " is ", state_name(state()),
+                             ", not paused: there is nothing to resume."));
+  entry_.paused = false;
+  co_await write_entry();
+  co_await blocking(dm::resume, name_);
+  become(State::active);
+}
+
+Task<> Device::stop() {
+  auto self = shared_from_this();
+  stopping_ = true;
+  if (session_)
+    co_await session_->stop();
+  co_await wait_for_end();
+}
+
+Task<nlohmann::json> Device::describe() {
+  auto self = shared_from_this();
+  auto info = co_await blocking(dm::find, name_);
+  nlohmann::json json = {{"name", name_},
+                         {"path", info ? info->path : "/dev/mapper/" + name_},
+                         {"dev", info ? info->dev : ""},
+                         {"uuid", entry_.uuid},
+                         {"spec", spec_text_},
+                         {"format", entry_.format},
+                         {"durability", durability_name(entry_.durability)},
+                         {"state", state_name(state())},
+                         {"size", image_ ? image_->sectors() * 512 : 0},
+                         {"read_only", entry_.read_only},
+                         {"open_count", info ? info->open_count : 0},
+                         {"attached_at", entry_.attached_at}};
+  json["destinations"] = nlohmann::json::array();
+  if (!image_)
+    co_return json;
+  auto devs = dests();
+  size_t index = 0;
+  for (const Destination& destination : image_->destinations())
+    json["destinations"].push_back({{"path", destination.disk->name()},
+                                    {"dev", devs[index++].dev},
+                                    {"writable", destination.writable}});
+  co_return json;
+}
+
+Task<nlohmann::json> Device::info() {
+  auto self = shared_from_this();
+  auto json = co_await describe();
+  Using use(*this);
+  if (format_ && format_->info && top_.disk)
+    json["image"] = co_await format_->info(top_.disk);
+  co_return json;
+}
+
+Task<nlohmann::json> Device::stats() {
+  auto self = shared_from_this();
+  nlohmann::json json = {{"name", name_}};
+  json["kernel"] = co_await blocking(dm::status, name_);
+  json["session"] = session_ ? session_->stats() : nlohmann::json::object();
+  json["image"] = image_ ? image_->stats() : nlohmann::json::object();
+  co_return json;
+}
+
+Task<std::vector<MapEntry>> Device::map(std::optional<uint64_t> offset,
+                                        std::optional<uint64_t> length) {
+  auto self = shared_from_this();
+  Using use(*this);
+  if (!image_)
+    throw Error(EAGAIN, text("The device ", name_, " is ", state_name(state()),
+                             ": its map cannot be read now."));
+  uint64_t size = image_->sectors() * 512;
+  uint64_t first = offset.value_or(0);
+  if (first % 512 || (length && *length % 512))
+    throw Error(EINVAL, "\"offset\" and \"length\" have to be multiples of 512 bytes.");
+  if (first > size)
+    throw Error(EINVAL, text("\"offset\" lies beyond the end of ", name_, ", ", size, " bytes."));
+  uint64_t bytes = std::min(length.value_or(size), size - first);
+  if (!bytes)
+    co_return std::vector<MapEntry>{};
+  co_return co_await image_->map({first / 512, bytes / 512});
+}
+
+}  // namespace cowd

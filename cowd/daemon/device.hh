@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// One attached device: its dm device, backings, image and session, and the order in
+// which they are made and taken down.
+//
+//   attach:   backings, image, note in the run directory, dm device, channel. If a step
+//             fails, what was made before it is undone in reverse order.
+//   detach:   suspend (noflush), last commit, remove, and when the channel has told
+//             that the device is gone: image.close(), backings. A note that is left
+//             without its dm device is cleaned at the next start.
+//   restart:  the dm device is there and holds its I/O: backings, image
+//             (OpenRequest.reattach), channel; tried again until it works.
+//   stop:     last commit, channel closed; the dm device stays for the next cowd.
+//
+// All coroutines run on strand(); what may block runs on threads of its own.
+#pragma once
+
+#include <utility>
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include <boost/asio/any_io_executor.hpp>
+#include <nlohmann/json_fwd.hpp>
+
+#include "cowd/core/backing.hh"
+#include "cowd/core/plugin_loader.hh"
+#include "cowd/core/spec.hh"
+#include "cowd/daemon/device_entry.hh"
+#include "cowd/daemon/dm.hh"
+#include "cowd/daemon/event_ring.hh"
+#include "cowd/daemon/run_dir.hh"
+#include "cowd/daemon/session.hh"
+#include "cowd/daemon/signal_event.hh"
+
+namespace cowd {
+
+// What all devices share; outlives them.
+struct DeviceEnvironment {
+  std::shared_ptr<AsyncIo> io;
+  PluginLoader* plugins = nullptr;
+  EventRing* events = nullptr;
+  RunDir* run_dir = nullptr;
+  SessionSettings session;
+  std::string host_id;
+  std::string boot_id;
+};
+
+class Device : public SessionObserver, public std::enable_shared_from_this<Device> {
+ public:
+  // The protocol's words.
+  enum class State { active, paused, replaying, recovering, detaching, failed };
+
+  // on_gone: called on the strand when somebody else removed the dm device and all
+  // of ours is closed. `strand`: all of this device's work.
+  Device(boost::asio::any_io_executor strand, const DeviceEnvironment& environment,
+         DeviceEntry entry, std::function<void()> on_gone);
+
+  const boost::asio::any_io_executor& strand() const { return strand_; }
+  const std::string& name() const { return name_; }
+  const std::string& spec_text() const { return spec_text_; }
+  State state() const { return state_.load(); }  // any thread
+
+  Task<> attach();
+  // Serves the dm device that an earlier cowd made. Returns after the first try;
+  // when that failed, goes on trying by itself.
+  Task<> reattach();
+  // For a note without its dm device: closes the image, as nobody uses it any more.
+  Task<> close_abandoned();
+  // Throws Error(EBUSY) while somebody has it open; then nothing has changed. The
+  // dm device is gone exactly if gone() says so afterwards, whatever is thrown.
+  Task<> detach();
+  bool gone() const { return gone_; }
+  Task<> pause();
+  Task<> resume();
+  Task<> stop();
+
+  // Device objects of docs/control-protocol.md.
+  Task<nlohmann::json> describe();
+  Task<nlohmann::json> info();
+  Task<nlohmann::json> stats();
+  Task<std::vector<MapEntry>> map(std::optional<uint64_t> offset, std::optional<uint64_t> length);
+
+  void replayed() override;
+  void event(const std::string& type, const std::string& sentence,
+             const std::string& id) override;
+
+ private:
+  class Exclusive;
+  class Using;
+
+  // device_open.cc
+  Task<> open_backings(bool reattach);
+  Task<> open_image(bool reattach);
+  Task<> create_dm_device();
+  Task<> check_table();
+  Task<> open_session();
+  Task<> attach_steps(class Undo& undo);
+  Task<bool> try_reattach();
+  Task<> keep_reattaching();
+  void close_backings();
+  std::vector<dm::Dest> dests() const;
+
+  // device.cc
+  Task<> supervise();
+  Task<> removed_by_others();
+  Task<> close_image();
+  Task<> write_entry();
+  Task<> remove_dm_device();
+  Task<> wait_for_end();
+  Task<> wait_for_users();
+  void become(State state) { state_.store(state); }
+  void failed(const std::string& type, const std::string& sentence);
+
+  boost::asio::any_io_executor strand_;
+  const DeviceEnvironment& environment_;
+  DeviceEntry entry_;
+  const std::string name_;
+  const std::string spec_text_;
+  std::function<void()> on_gone_;
+  std::atomic<State> state_{State::recovering};
+
+  DiskSpec spec_;
+  const FormatDescriptor* format_ = nullptr;
+  Backing top_;
+  std::optional<Backing> base_;
+  std::unique_ptr<Image> image_;
+  std::shared_ptr<Session> session_;
+
+  SignalEvent changed_;
+  const char* busy_ = nullptr;  // what is being done to it: "detached"
+  unsigned users_ = 0;          // requests that are inside the image
+  bool supervised_ = false;     // supervise() runs
+  bool stopping_ = false;
+  bool gone_ = false;
+};
+
+const char* state_name(Device::State state);
+
+}  // namespace cowd

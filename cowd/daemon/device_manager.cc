@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "cowd/daemon/device_manager.hh"
+
+#include <fstream>
+
+#include <boost/asio/post.hpp>
+#include <nlohmann/json.hpp>
+
+#include "cowd/core/errno_name.hh"
+#include "cowd/core/error.hh"
+#include "cowd/core/json.hh"
+#include "cowd/core/units.hh"
+#include "cowd/daemon/blocking_call.hh"
+#include "cowd/daemon/error_id.hh"
+#include "cowd/daemon/log.hh"
+#include "cowd/daemon/on.hh"
+#include "cowd/daemon/text.hh"
+
+namespace cowd {
+
+namespace asio = boost::asio;
+
+namespace {
+
+std::string random_uuid() {
+  std::ifstream in("/proc/sys/kernel/random/uuid");
+  std::string uuid;
+  if (!(in >> uuid))
+    throw Error(EIO, "/proc/sys/kernel/random/uuid cannot be read: is /proc mounted?");
+  return uuid;
+}
+
+// Logs a failure of the reattaching or cleaning of `name` and puts it on the ring.
+void tell(EventRing& events, const std::string& name, const std::string& sentence) {
+  std::string id = new_error_id();
+  log(Level::error, sentence, {name, id});
+  events.add("reattach-failed", name, sentence, id);
+}
+
+}  // namespace
+
+DeviceManager::DeviceManager(asio::io_context& io, const Config& config,
+                             DeviceEnvironment environment)
+    : io_(io),
+      config_(config),
+      environment_(std::move(environment)),
+      strand_(asio::make_strand(io)) {}
+
+DeviceManager::DevicePtr DeviceManager::make_device(DeviceEntry entry) {
+  std::string name = entry.name;
+  return std::make_shared<Device>(
+      asio::make_strand(io_), environment_, std::move(entry),
+      [this, name] { asio::post(strand_, [this, name] { forget(name); }); });
+}
+
+void DeviceManager::forget(const std::string& name) {
+  devices_.erase(name);
+  stores_.release(name);
+}
+
+// --- attach -----------------------------------------------------------------
+
+Task<nlohmann::json> DeviceManager::attach(AttachRequest request) {
+  return on(strand_, attach_here(std::move(request)));
+}
+
+Task<nlohmann::json> DeviceManager::attach_here(AttachRequest request) {
+  if (stopping_)
+    throw Error(EAGAIN, "cowd is stopping. Try again when it has been started again.");
+  DiskSpec spec = parse_spec(request.spec);
+  if (!spec.named.empty())
+    spec = co_await blocking(resolve_named_spec, spec, config_.paths.disks_dir);
+  std::string name = co_await choose_name(request, spec);
+  DevicePtr device;
+  std::exception_ptr error;
+  try {
+    co_await claim_stores(name, spec, request.read_only);
+    device = make_device(make_entry(request, name, spec));
+    co_await on(device->strand(), device->attach());
+  } catch (...) {
+    error = std::current_exception();
+  }
+  attaching_.erase(name);
+  if (error) {
+    stores_.release(name);
+    std::rethrow_exception(error);
+  }
+  devices_[name] = device;
+  std::string sentence = text("The device ", name, " serves ", device->spec_text(), ".");
+  log(Level::info, sentence, {name, {}});
+  environment_.events->add("attached", name, sentence);
+  co_return co_await on(device->strand(), device->describe());
+}
+
+Task<> DeviceManager::take_name(const std::string& name, const std::set<std::string>& taken) {
+  check_device_name(name);
+  Error exists(EEXIST,
+               text("There is a device ", name, " already. Give the new one another name."));
+  if (taken.contains(name))
+    throw exists;
+  attaching_.insert(name);  // before we ask the kernel, so that nobody else does
+  std::exception_ptr error;
+  try {
+    auto theirs = co_await blocking(dm::find, name);
+    if (theirs)
+      throw exists;
+  } catch (...) {
+    error = std::current_exception();
+  }
+  if (!error)
+    co_return;
+  attaching_.erase(name);
+  std::rethrow_exception(error);
+}
+
+// A name that neither we nor anybody else has; it is taken from here on.
+Task<std::string> DeviceManager::choose_name(const AttachRequest& request, const DiskSpec& spec) {
+  std::set<std::string> taken = attaching_;
+  for (const auto& [name, device] : devices_)
+    taken.insert(name);
+  if (!request.name.empty()) {
+    co_await take_name(request.name, taken);
+    co_return request.name;
+  }
+  for (;;) {
+    std::string name = default_device_name(spec.top.text(), taken);
+    // Others may have taken it while we asked the kernel.
+    auto known = co_await blocking(dm::find, name);
+    if (!known && !devices_.contains(name) && attaching_.insert(name).second)
+      co_return name;
+    taken.insert(name);
+  }
+}
+
+Task<> DeviceManager::claim_stores(const std::string& name, const DiskSpec& spec, bool read_only) {
+  struct Use {
+    Component component;
+    bool writable;
+  };
+  std::vector<Use> uses{{spec.top, !read_only}};
+  if (spec.base)
+    uses.push_back({*spec.base, false});
+  for (const Use& use : uses) {
+    if (use.component.kind != Component::Kind::path)
+      continue;  // nothing to look up; open_backing() says what it can do with it
+    auto identity = co_await blocking(identify_store, use.component.path);
+    stores_.claim(name, identity, use.writable, use.component.path);
+  }
+}
+
+DeviceEntry DeviceManager::make_entry(const AttachRequest& request, const std::string& name,
+                                      const DiskSpec& spec) const {
+  DeviceEntry entry;
+  entry.name = name;
+  entry.key = random_uuid();
+  entry.uuid = "DMU-" + entry.key;
+  entry.spec = spec.text();
+  entry.format = spec.format;
+  entry.durability = request.durability.value_or(config_.devices.durability);
+  entry.read_only = request.read_only;
+  entry.queue_if_no_daemon =
+      request.queue_if_no_daemon.value_or(config_.devices.queue_if_no_daemon);
+  entry.no_daemon_seconds = request.no_daemon_seconds.value_or(config_.devices.no_daemon_seconds);
+  entry.max_extents = request.max_extents.value_or(config_.devices.max_extents);
+  entry.attached_at = format_rfc3339(std::chrono::system_clock::now());
+  return entry;
+}
+
+// --- detach and requests on one device --------------------------------------
+
+Task<> DeviceManager::detach(std::string device) {
+  return on(strand_, detach_here(std::move(device)));
+}
+
+Task<> DeviceManager::detach_here(std::string wanted) {
+  DevicePtr device = co_await find(wanted);
+  std::exception_ptr error;
+  try {
+    co_await on(device->strand(), device->detach());
+  } catch (...) {
+    error = std::current_exception();
+  }
+  if (device->gone()) {
+    environment_.run_dir->remove(device->name());
+    forget(device->name());
+    std::string sentence = text("The device ", device->name(), " is detached.");
+    log(Level::info, sentence, {device->name(), {}});
+    environment_.events->add("detached", device->name(), sentence);
+  }
+  if (error)
+    std::rethrow_exception(error);
+}
+
+Task<> DeviceManager::pause(std::string wanted) {
+  DevicePtr device = co_await on(strand_, find(std::move(wanted)));
+  co_await on(device->strand(), device->pause());
+  environment_.events->add("paused", device->name(),
+                           text("The device ", device->name(), " is paused."));
+}
+
+Task<> DeviceManager::resume(std::string wanted) {
+  DevicePtr device = co_await on(strand_, find(std::move(wanted)));
+  co_await on(device->strand(), device->resume());
+  environment_.events->add("resumed", device->name(),
+                           text("The device ", device->name(), " goes on."));
+}
+
+Task<DeviceManager::DevicePtr> DeviceManager::find(std::string wanted) {
+  std::string name = wanted;
+  if (name.starts_with("/dev/mapper/"))
+    name = name.substr(12);
+  if (auto found = devices_.find(name); found != devices_.end())
+    co_return found->second;
+  std::string spec;
+  try {
+    spec = parse_spec(wanted).text();
+  } catch (const Error&) {
+    // Then it was meant as a name.
+  }
+  for (const auto& [each, device] : devices_)
+    if (!spec.empty() && device->spec_text() == spec)
+      co_return device;
+  throw Error(ENODEV, text("cowd serves no device ", wanted,
+                           ". \"cowctl list\" shows those that are there."));
+}
+
+Task<std::vector<DeviceManager::DevicePtr>> DeviceManager::all() {
+  std::vector<DevicePtr> list;
+  for (const auto& [name, device] : devices_)
+    list.push_back(device);
+  co_return list;
+}
+
+Task<nlohmann::json> DeviceManager::list() {
+  nlohmann::json devices = nlohmann::json::array();
+  for (const DevicePtr& device : co_await on(strand_, all()))
+    devices.push_back(co_await on(device->strand(), device->describe()));
+  co_return nlohmann::json{{"devices", std::move(devices)}};
+}
+
+Task<nlohmann::json> DeviceManager::info(std::string wanted) {
+  DevicePtr device = co_await on(strand_, find(std::move(wanted)));
+  co_return co_await on(device->strand(), device->info());
+}
+
+Task<nlohmann::json> DeviceManager::map(std::string wanted, std::optional<uint64_t> offset,
+                                        std::optional<uint64_t> length) {
+  DevicePtr device = co_await on(strand_, find(std::move(wanted)));
+  auto entries = co_await on(device->strand(), device->map(offset, length));
+  co_return nlohmann::json{{"map", map_to_json(entries)}};
+}
+
+Task<nlohmann::json> DeviceManager::stats(std::optional<std::string> wanted) {
+  std::vector<DevicePtr> chosen;
+  if (wanted)
+    chosen.push_back(co_await on(strand_, find(*wanted)));
+  else
+    chosen = co_await on(strand_, all());
+  nlohmann::json devices = nlohmann::json::array();
+  for (const DevicePtr& device : chosen)
+    devices.push_back(co_await on(device->strand(), device->stats()));
+  co_return nlohmann::json{{"devices", std::move(devices)}};
+}
+
+// --- start and end ----------------------------------------------------------
+
+Task<> DeviceManager::reattach_all() { return on(strand_, reattach_here()); }
+
+Task<> DeviceManager::reattach_here() {
+  auto listing = co_await blocking(&RunDir::list, environment_.run_dir);
+  for (const std::string& complaint : listing.complaints)
+    log(Level::warning, complaint);
+  std::vector<dm::Info> kernel;
+  try {
+    kernel = co_await blocking(dm::list);
+  } catch (const Error& error) {
+    log(Level::warning, text("The kernel's devices cannot be listed. ", error.what()));
+    if (!listing.entries.empty() && error.code() != ENODEV)
+      throw;  // whether they are there decides what is done with their images
+  }
+  std::set<std::string> uuids, noted;
+  for (const dm::Info& info : kernel)
+    uuids.insert(info.uuid);
+  std::vector<Task<>> tasks;
+  for (DeviceEntry& entry : listing.entries) {
+    noted.insert(entry.uuid);
+    bool there = uuids.contains(entry.uuid);
+    tasks.push_back(there ? reattach_one(std::move(entry)) : clean_one(std::move(entry)));
+  }
+  for (const dm::Info& info : kernel)
+    if (!noted.contains(info.uuid))
+      log(Level::warning,
+          text("The device ", info.name, " has the target \"userspace\", but ",
+               environment_.run_dir->path(), " has no note of it. It is left alone; "
+               "\"dmsetup remove ", info.name, "\" removes it."),
+          {info.name, {}});
+  co_await all_of(std::move(tasks));
+}
+
+Task<> DeviceManager::reattach_one(DeviceEntry entry) {
+  std::string name = entry.name;
+  try {
+    DevicePtr device = make_device(entry);
+    devices_[name] = device;
+    try {
+      co_await claim_stores(name, parse_spec(entry.spec), entry.read_only);
+    } catch (const Error& error) {
+      // The kernel uses it whatever we say; the device must be served all the same.
+      log(Level::warning, error.what(), {name, {}});
+    }
+    co_await on(device->strand(), device->reattach());
+  } catch (const std::exception& error) {
+    tell(*environment_.events, name,
+         text("The device ", name, " of an earlier cowd could not be taken up. ", error.what()));
+  }
+}
+
+Task<> DeviceManager::clean_one(DeviceEntry entry) {
+  std::string name = entry.name;
+  try {
+    DevicePtr device = make_device(entry);
+    co_await on(device->strand(), device->close_abandoned());
+    environment_.events->add(
+        "detached", name,
+        text("The device ", name, " was removed while no cowd ran; its store is closed now."));
+  } catch (const std::exception& error) {
+    tell(*environment_.events, name,
+         text("The device ", name, " was removed while no cowd ran, and its store ", entry.spec,
+              " could not be closed: it will be checked when it is attached again. ",
+              error.what()));
+  }
+  environment_.run_dir->remove(name);
+}
+
+Task<> DeviceManager::stop_all() {
+  auto devices = co_await on(strand_, all());
+  co_await on(strand_, [](DeviceManager* self) -> Task<> {
+    self->stopping_ = true;
+    co_return;
+  }(this));
+  std::vector<Task<>> tasks;
+  for (const DevicePtr& device : devices)
+    tasks.push_back(on(device->strand(), device->stop()));
+  co_await all_of(std::move(tasks));
+}
+
+}  // namespace cowd

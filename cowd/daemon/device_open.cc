@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// How a device comes up: a new one, or the one that an earlier cowd left.
+#include <utility>
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <nlohmann/json.hpp>
+
+#include "cowd/core/error.hh"
+#include "cowd/daemon/blocking_call.hh"
+#include "cowd/daemon/device.hh"
+#include "cowd/daemon/undo.hh"
+
+namespace cowd {
+
+namespace asio = boost::asio;
+using namespace std::chrono_literals;
+
+namespace {
+
+// The last close of a channel is the fence: a cowd that was just killed may still be
+// at it. Its exit takes long only where a device it reads hangs.
+constexpr auto kFenceWait = 20ms;
+constexpr unsigned kFenceTries = 250;
+
+const FormatDescriptor* load_format(PluginLoader* plugins, const std::string& format) {
+  return &plugins->load(format);
+}
+
+Task<> sleep_for(std::chrono::milliseconds time) {
+  asio::steady_timer timer(co_await asio::this_coro::executor, time);
+  co_await timer.async_wait(asio::use_awaitable);
+}
+
+}  // namespace
+
+Task<> Device::attach() {
+  Undo undo;
+  std::exception_ptr error;
+  busy_ = "attached";
+  try {
+    co_await attach_steps(undo);
+  } catch (...) {
+    error = std::current_exception();
+  }
+  if (error)
+    co_await undo.run(name_);
+  busy_ = nullptr;
+  if (error)
+    std::rethrow_exception(error);
+}
+
+Task<> Device::attach_steps(Undo& undo) {
+  undo.add("the backings", [this]() -> Task<> {
+    close_backings();
+    co_return;
+  });
+  co_await open_backings(false);
+  undo.add("the opening of the image", [this]() -> Task<> {
+    if (image_)
+      co_await close_image();
+  });
+  co_await open_image(false);
+  undo.add("the note", [this]() -> Task<> {
+    environment_.run_dir->remove(name_);
+    co_return;
+  });
+  co_await write_entry();
+  co_await create_dm_device();
+  undo.add("the dm device", [this]() -> Task<> { co_await remove_dm_device(); });
+  co_await open_session();
+  while (supervised_ && state() == State::replaying)
+    co_await changed_.wait();
+  if (!supervised_)
+    throw Error(ENODEV, text("The device ", name_, " was removed while it was attached."));
+}
+
+Task<> Device::open_backings(bool reattach) {
+  spec_ = parse_spec(spec_text_);
+  BackingUse use = entry_.read_only ? BackingUse::base
+                   : reattach       ? BackingUse::reattach
+                                    : BackingUse::top;
+  top_ = co_await blocking(open_backing, environment_.io, spec_.top, use);
+  if (spec_.base)
+    base_ = co_await blocking(open_backing, environment_.io, *spec_.base, BackingUse::base);
+}
+
+void Device::close_backings() {
+  image_.reset();
+  base_.reset();
+  top_ = {};
+}
+
+Task<> Device::open_image(bool reattach) {
+  format_ = co_await blocking(load_format, environment_.plugins, spec_.format);
+  if (format_->needs_base && !base_)
+    throw Error(EINVAL, text("The format ", spec_.format, " needs a base: write ", spec_.format,
+                             ":", spec_.top.text(), ":BASE."));
+  if (!format_->wants_base && base_)
+    throw Error(EINVAL, text("The format ", spec_.format, " takes no base: write ", spec_.format,
+                             ":", spec_.top.text(), "."));
+  OpenRequest request;
+  request.top = top_.disk;
+  if (base_)
+    request.base = base_->disk;
+  request.durability = entry_.durability;
+  request.read_only = entry_.read_only;
+  request.reattach = reattach;
+  request.host_id = environment_.host_id;
+  request.boot_id = environment_.boot_id;
+  image_ = co_await format_->open(std::move(request));
+}
+
+std::vector<dm::Dest> Device::dests() const {
+  std::vector<dm::Dest> list;
+  for (const Destination& destination : image_->destinations()) {
+    const Backing& backing =
+        base_ && destination.disk == base_->disk.get() ? *base_ : top_;
+    list.push_back({dm::dev_text(backing.dev), destination.writable});
+  }
+  return list;
+}
+
+Task<> Device::create_dm_device() {
+  dm::NewDevice device;
+  device.name = name_;
+  device.uuid = entry_.uuid;
+  device.key = entry_.key;
+  device.sectors = image_->sectors();
+  device.dests = dests();
+  device.read_only = entry_.read_only;
+  device.queue_if_no_daemon = entry_.queue_if_no_daemon;
+  device.no_daemon_seconds = entry_.no_daemon_seconds;
+  device.max_extents = static_cast<uint32_t>(entry_.max_extents);
+  device.discard_granularity = image_->discard_granularity();
+  co_await blocking(dm::create, device);
+}
+
+// What the kernel maps to must be what the specification means, still.
+Task<> Device::check_table() {
+  dm::Table table = co_await blocking(dm::table, name_);
+  if (table.sectors != image_->sectors())
+    throw Error(EINVAL, text("The device ", name_, " has ", table.sectors, " sectors, but ",
+                             spec_text_, " has ", image_->sectors(),
+                             " now. Give the specification back what it meant at attach."));
+  auto mine = dests();
+  bool same = mine.size() == table.dests.size();
+  for (size_t i = 0; same && i < mine.size(); ++i)
+    same = mine[i].dev == table.dests[i].dev;
+  if (!same)
+    throw Error(EINVAL, text("The device ", name_, " lies on other devices than ", spec_text_,
+                             " names now. Give the paths back what they meant at attach."));
+}
+
+Task<> Device::open_session() {
+  for (unsigned tries = 1;; ++tries) {
+    try {
+      auto channel = co_await blocking(open_kernel_channel, strand_, entry_.key, name_);
+      session_ = std::make_shared<Session>(strand_, std::move(channel), *image_,
+                                           environment_.session, *this, name_);
+      break;
+    } catch (const Error& error) {
+      if (error.code() != EBUSY || tries == kFenceTries)
+        throw;
+    }
+    co_await sleep_for(kFenceWait);
+  }
+  become(State::replaying);
+  supervised_ = true;
+  asio::co_spawn(
+      strand_, [self = shared_from_this()]() -> Task<> { co_await self->supervise(); },
+      asio::detached);
+}
+
+Task<> Device::reattach() {
+  bool served = co_await try_reattach();
+  if (served)
+    co_return;
+  asio::co_spawn(
+      strand_, [self = shared_from_this()]() -> Task<> { co_await self->keep_reattaching(); },
+      asio::detached);
+}
+
+Task<> Device::keep_reattaching() {
+  auto delay = 1000ms;
+  while (!stopping_ && !gone_) {
+    co_await sleep_for(delay);
+    delay = std::min(delay * 2, 30000ms);
+    // A detach may have begun meanwhile, and needs no daemon.
+    if (busy_ || stopping_ || gone_)
+      continue;
+    bool served = co_await try_reattach();
+    if (served)
+      co_return;
+  }
+}
+
+Task<bool> Device::try_reattach() {
+  become(State::recovering);
+  std::string why;
+  try {
+    co_await open_backings(true);
+    co_await open_image(true);
+    co_await check_table();
+    co_await open_session();
+    dm::Info info = co_await blocking(dm::info, name_);
+    if (info.suspended && !entry_.paused)  // a cowd that died in the middle of something
+      co_await blocking(dm::resume, name_);
+    environment_.events->add("reattached", name_, text("The device ", name_,
+                                                       " is served again."));
+    co_return true;
+  } catch (const std::exception& error) {
+    why = error.what();
+  }
+  if (!supervised_) {
+    close_backings();
+    become(State::failed);
+  }
+  failed("reattach-failed", text("The device ", name_, " of an earlier cowd is not served yet, "
+                                 "and its users wait. ", why, " cowd goes on trying."));
+  co_return supervised_;
+}
+
+Task<> Device::close_abandoned() {
+  co_await open_backings(false);
+  co_await open_image(true);
+  co_await close_image();
+  close_backings();
+}
+
+}  // namespace cowd

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Awaiting work that runs on another strand.
+#pragma once
+
+#include <utility>
+
+#include <vector>
+
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/use_awaitable.hpp>
+
+#include "cowd/daemon/signal_event.hh"
+#include "formats/plugin.hh"
+
+namespace cowd {
+
+// Runs `task` on `executor` and resumes the caller on its own.
+template <typename T>
+Task<T> on(boost::asio::any_io_executor executor, Task<T> task) {
+  co_return co_await boost::asio::co_spawn(std::move(executor), std::move(task),
+                                           boost::asio::use_awaitable);
+}
+
+// Runs all of `tasks` at once on the caller's strand and returns when all have ended.
+// They must not throw.
+inline Task<> all_of(std::vector<Task<>> tasks) {
+  auto executor = co_await boost::asio::this_coro::executor;
+  auto left = std::make_shared<size_t>(tasks.size());
+  auto ended = std::make_shared<SignalEvent>(executor);
+  for (auto& task : tasks)
+    boost::asio::co_spawn(executor, std::move(task), [left, ended](std::exception_ptr) {
+      --*left;
+      ended->notify();
+    });
+  while (*left)
+    co_await ended->wait();
+}
+
+}  // namespace cowd

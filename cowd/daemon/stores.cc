@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "cowd/daemon/stores.hh"
+
+#include <cerrno>
+
+#include <sys/stat.h>
+
+#include "cowd/core/errno_name.hh"
+#include "cowd/core/error.hh"
+#include "cowd/daemon/text.hh"
+
+namespace cowd {
+
+StoreIdentity identify_store(const std::string& path) {
+  struct stat st;
+  if (stat(path.c_str(), &st) < 0)
+    throw Error(errno, text(path, " cannot be used: ", errno_text(errno),
+                            ". Name a block device or a file that is there."));
+  if (S_ISBLK(st.st_mode))
+    return {true, st.st_rdev, 0};
+  return {false, st.st_dev, st.st_ino};
+}
+
+void Stores::claim(const std::string& device, const StoreIdentity& store, bool writable,
+                   const std::string& path) {
+  Use& use = uses_[store];
+  if (!use.writer.empty())
+    throw Error(EBUSY, text(path, " is the store of ", use.writer,
+                            ", which writes to it: nobody else may use it until that is "
+                            "detached."));
+  if (writable && !use.readers.empty())
+    throw Error(EBUSY, text(path, " is the base of ", *use.readers.begin(),
+                            ": it may not be written until that is detached."));
+  if (writable)
+    use.writer = device;
+  else
+    use.readers.insert(device);
+}
+
+void Stores::release(const std::string& device) {
+  for (auto it = uses_.begin(); it != uses_.end();) {
+    Use& use = it->second;
+    if (use.writer == device)
+      use.writer.clear();
+    use.readers.erase(device);
+    it = use.writer.empty() && use.readers.empty() ? uses_.erase(it) : std::next(it);
+  }
+}
+
+}  // namespace cowd

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Who uses which backing: a store that is written has one user, a base that is only
+// read has any number.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <set>
+#include <string>
+#include <tuple>
+
+namespace cowd {
+
+// What a path resolves to, however it is spelt: the device behind a block special
+// file, else file system and inode.
+struct StoreIdentity {
+  bool block = false;
+  uint64_t device = 0;  // st_rdev, or st_dev of a file
+  uint64_t inode = 0;   // 0 for a block device
+  auto operator<=>(const StoreIdentity&) const = default;
+};
+
+// May block with the file system. Throws Error.
+StoreIdentity identify_store(const std::string& path);
+
+// One thread or strand.
+class Stores {
+ public:
+  // Throws Error(EBUSY) that names the device which stands in the way. `path` is for
+  // sentences. All or nothing over several claims: release() undoes them.
+  void claim(const std::string& device, const StoreIdentity& store, bool writable,
+             const std::string& path);
+  void release(const std::string& device);
+
+ private:
+  struct Use {
+    std::string writer;             // empty: none
+    std::set<std::string> readers;
+  };
+  std::map<StoreIdentity, Use> uses_;
+};
+
+}  // namespace cowd
