@@ -18,3 +18,5 @@ cowd_USES := libdmu
 cowd_LDLIBS := $(DAEMON_LDLIBS)
 cowd_DIR := sbin
 build/bin/cowd: $(DAEMON_LIB) $(CORE_LIB)
+INSTALL_DOCS += docs/configuration.md docs/control-protocol.md
+MAN_PAGES += docs/man/cowd.8 docs/man/cowd.toml.5
