@@ -261,6 +261,28 @@ TEST(DscowOpen, RefusesADiskThatCannotBeWritten) {
   EXPECT_FALSE(run(open(request))->destinations()[0].writable);
 }
 
+// Headers that are consistent for the CRC and mean anything.
+TEST(DscowOpen, SurvivesHeadersFromAnyHand) {
+  const auto good = make_store(10 * kMiB);
+  Random random(11);
+  int opened = 0;
+  for (int round = 0; round < 5000; round++) {
+    const auto top = good->copy();
+    std::vector<int> values;
+    for (uint64_t i = 0; i <= random() % 8; i++)
+      values.push_back(random() % 2 ? static_cast<int>(random() % 256) : random() % 2 ? 255 : 0);
+    const size_t at = 16 + random() % 260;
+    for (size_t copy = 0; copy < 2; copy++) damage(*top, copy, at, values, true);
+    CheckRequest request;
+    request.top = top;
+    failure_of(check(request));
+    failure_of(info(top));
+    opened += failure_of(open(dscow_request(top))).first == 0;
+  }
+  EXPECT_GT(opened, 100);
+  EXPECT_LT(opened, 4000);
+}
+
 class DscowBase : public testing::Test {
  protected:
   std::pair<int, std::string> open_with(std::shared_ptr<Disk> base) {
