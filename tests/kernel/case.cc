@@ -87,6 +87,12 @@ bool wait_child(int pidfd, Ms limit) {
   return poll(&p, 1, static_cast<int>(limit.count())) == 1;
 }
 
+// Until the child ends or says why it fails (it may then hang in exit).
+bool wait_verdict(int pidfd, int why_fd, Ms limit) {
+  pollfd p[2] = {{pidfd, POLLIN, 0}, {why_fd, POLLIN, 0}};
+  return poll(p, 2, static_cast<int>(limit.count())) > 0;
+}
+
 std::string reason(int fd) {
   char text[4096];
   fcntl(fd, F_SETFL, O_NONBLOCK);
@@ -108,21 +114,19 @@ std::string run_case(const Case& c, KernelLog& log) {
 
   std::string failure;
   int status = 0;
-  bool ended = wait_child(pidfd, c.deadline);
-  if (!ended) {
+  if (!wait_verdict(pidfd, why[0], c.deadline)) {
     failure = "not done after " + std::to_string(c.deadline.count() / 1000) + " s: " + rescue::describe();
     kill(pid, SIGKILL);
   }
+  if (failure.empty()) failure = reason(why[0]);
   // I/O that hangs keeps the child from ending, also one that failed a check.
   rescue::free_devices([&] { return wait_child(pidfd, Ms(0)); });
   if (wait_child(pidfd, Ms(0)))
     waitpid(pid, &status, 0);
   else
     failure += " (its I/O hangs for good)";
-  if (failure.empty() && !(WIFEXITED(status) && WEXITSTATUS(status) == 0)) {
-    failure = reason(why[0]);
-    if (failure.empty()) failure = "died with status " + std::to_string(status);
-  }
+  if (failure.empty() && !(WIFEXITED(status) && WEXITSTATUS(status) == 0))
+    failure = "died with status " + std::to_string(status);
   close(pidfd);
   close(why[0]);
   std::string complaint = log.complaint();

@@ -123,6 +123,19 @@ void Null::make_bad(uint64_t first, uint64_t last) {
   write_file(config_ + "/badblocks", "+" + std::to_string(first) + "-" + std::to_string(last));
 }
 
+Loop::Loop() : file_("/dev/shm/" + unique_name("loop")) {
+  run({"modprobe", "loop"});
+  run({"truncate", "-s", "32M", file_});
+  path_ = run({"losetup", "--find", "--show", file_});
+  path_.erase(path_.find('\n'));
+}
+
+Loop::~Loop() {
+  int status = 0;
+  run({"losetup", "--detach", path_}, &status);
+  unlink(file_.c_str());
+}
+
 Dm::Dm(const std::string& what, const std::string& table) : name_(unique_name(what)) {
   path_ = "/dev/mapper/" + name_;
   run({"dmsetup", "create", name_, "--table", table});

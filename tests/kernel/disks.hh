@@ -57,6 +57,17 @@ class Null : public Disk {
   std::string config_;
 };
 
+// A loop device over a file in memory, of 32 MiB. It takes discards and WRITE_ZEROES:
+// dm offers those only where every destination does.
+class Loop : public Disk {
+ public:
+  Loop();
+  ~Loop() override;
+
+ private:
+  std::string file_;
+};
+
 // A dm device with a table of dmsetup's syntax (lines end with '\n').
 class Dm : public Disk {
  public:

@@ -9,7 +9,10 @@ using namespace dmutest;
 
 namespace {
 
-void with_zeroes(dmu_spec& spec) { spec.write_zeroes = 1; }
+void with_discards(dmu_spec& spec) {
+  spec.discard_granularity = 4096;
+  spec.write_zeroes = 1;
+}
 
 dmu_msg answer_with_base(const dmu_msg& fault) { return map_plain(fault.id, 0, kSize, 1, 0); }
 
@@ -83,6 +86,7 @@ CASE(k01_done_of_a_promotion_goes_to_the_next_channel) {
   CHECK(!write.done());
   channel->send(dmu_msg_ack(done.id));
   CHECK_EQ(write.result(), 8 * 512);
+  channel->send(dmu_msg_committed(channel->seq));  // an ACK of DONE releases the write, no more
   CHECK_EQ(rig.target->status().uncommitted, 0U);
 }
 
@@ -100,7 +104,7 @@ CASE(k01_flush_goes_to_the_next_channel) {
 }
 
 CASE(k01_discard_goes_to_the_next_channel) {
-  Rig rig;
+  Rig rig(with_discards);
   auto channel = std::make_unique<Channel>(*rig.target);
   Io discard = rig.file->discard(64, 64);
   dmu_msg msg = asked_again(rig, channel, DMU_MSG_DISCARD);
@@ -112,7 +116,8 @@ CASE(k01_discard_goes_to_the_next_channel) {
 }
 
 CASE(k01_zero_goes_to_the_next_channel) {
-  Rig rig(with_zeroes);
+  Loop base, cow;
+  Rig rig(&base, &cow, with_discards);
   auto channel = std::make_unique<Channel>(*rig.target);
   Io zero = rig.file->zeroout(64, 64);
   dmu_msg msg = asked_again(rig, channel, DMU_MSG_ZERO);
@@ -141,7 +146,8 @@ CASE(k01_many_in_every_state_survive_ten_daemons) {
 }
 
 CASE(k01_fail_completes_with_its_error) {
-  Rig rig(with_zeroes);
+  Loop base, cow;
+  Rig rig(&base, &cow, with_discards);
   Channel channel(*rig.target);
   Io read = rig.file->read(0, 8);
   channel.send(dmu_msg_fail(channel.expect(DMU_MSG_FAULT).id, 0));

@@ -2,6 +2,7 @@
 // K3: a drain counts I/O at the destinations and running copies, never bios that
 // wait for the daemon, so it always ends.
 #include <cerrno>
+#include <vector>
 
 #include "tests/kernel/target.hh"
 
@@ -23,12 +24,20 @@ CASE(k03_invalidate_ends_with_bios_parked) {
   push_plain(channel, 1024, 1024, 1);
   Io read = rig.file->read(0, 8), write = rig.file->write(64, 8, kNew);
   dmu_msg first = channel.expect(DMU_MSG_FAULT), second = channel.expect(DMU_MSG_FAULT);
-  channel.invalidate(0, kSize);
-  CHECK(!read.done() && !write.done());
-  // What was asked before is void: it is asked again under other ids.
+  channel.send(dmu_msg_invalidate(7, 0, kSize));
+  // What was asked before is void, and asked again under other ids.
   CHECK_EQ(channel.try_send(map_plain(first.id, first.sector, first.len, 1, first.sector)), -ENOENT);
-  first = channel.expect(DMU_MSG_FAULT);
-  second = channel.expect(DMU_MSG_FAULT);
+  std::vector<dmu_msg> faults;
+  bool invalidated = false;
+  while (faults.size() < 2 || !invalidated) {
+    auto msg = channel.next(kSoon);
+    CHECK(msg);
+    if (msg->type == DMU_MSG_INVALIDATED) invalidated = true;
+    if (msg->type == DMU_MSG_FAULT) faults.push_back(*msg);
+  }
+  CHECK(!read.done() && !write.done());
+  first = faults[0];
+  second = faults[1];
   channel.send(map_plain(first.id, first.sector, first.len, 1, first.sector));
   channel.send(map_plain(second.id, second.sector, second.len, 1, second.sector));
   CHECK_EQ(read.result(), 8 * 512);

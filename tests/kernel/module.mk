@@ -3,7 +3,8 @@
 # rule of the design (K1 ... K14), the cases in them named after it.
 
 kernel-test-support := $(addprefix tests/kernel/,case.cc rescue.cc disks.cc io.cc target.cc cow.cc)
-kernel-tests := $(notdir $(basename $(wildcard tests/kernel/k[0-9]*.cc)))
+kernel-tests := $(notdir $(basename $(filter-out $(kernel-test-support), \
+                  $(wildcard tests/kernel/*.cc))))
 
 KERNEL_TESTS += $(kernel-tests)
 
