@@ -556,7 +556,10 @@ static int msg_ack(struct dmu_device *dev, const struct dmu_msg *m)
 		dmu_item_take(dev, item, &ios);
 		skip_and_run(dev, &ios, len);
 	} else if (item->type == DMU_MSG_FLUSH || item->type == DMU_MSG_DONE) {
-		seq = item->type == DMU_MSG_FLUSH ? item->seq : 0;
+		if (item->type == DMU_MSG_FLUSH)
+			seq = item->seq;
+		else
+			dmu_commit_range(dev, item->range.start, item->range.last, item->seq);
 		dmu_item_take(dev, item, &ios);
 	} else {
 		r = -EINVAL;

@@ -453,6 +453,25 @@ int dmu_commit(struct dmu_device *dev, u64 seq)
 	return 0;
 }
 
+/* The same for what is in a range alone: a write that was held is durable now. */
+void dmu_commit_range(struct dmu_device *dev, u64 start, u64 last, u64 seq)
+{
+	struct dmu_range *r, *next;
+
+	lockdep_assert_held(&dev->lock);
+	for (r = dmu_range_first(&dev->uncommitted, start, last); r; r = next) {
+		struct dmu_promotion *p = container_of(r, struct dmu_promotion, range);
+
+		next = dmu_range_next(r, start, last);
+		if (p->seq > seq || p->unread)
+			continue;
+		dmu_range_remove(r, &dev->uncommitted);
+		dev->nr_uncommitted -= p->granules;
+		list_del(&p->list);
+		dmu_promotion_free_locked(dev, p);
+	}
+}
+
 /* For a new channel: everything is to be told again. */
 void dmu_replay_reset(struct dmu_device *dev)
 {

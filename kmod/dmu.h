@@ -402,6 +402,7 @@ u64 dmu_flush_seq(struct dmu_device *dev);
 u64 dmu_fua_seq(struct dmu_device *dev, u64 start, u32 len);
 bool dmu_needs_commit(struct dmu_device *dev, u64 seq);		/* under lock */
 int dmu_commit(struct dmu_device *dev, u64 seq);		/* no lock */
+void dmu_commit_range(struct dmu_device *dev, u64 start, u64 last, u64 seq);	/* under lock */
 void dmu_replay_reset(struct dmu_device *dev);			/* under lock */
 bool dmu_promoted_pop(struct dmu_device *dev, struct dmu_msg *msg);	/* under lock */
 void dmu_promoted_work(struct work_struct *work);

@@ -99,8 +99,8 @@ enum dmu_kernel_msg {
 	 * A write under a SYNC extent has reached write_dest; its completion is
 	 * held. id, sector, len, write_dest, write_sector, seq (of its PROMOTED,
 	 * read before this; 0 if nothing was promoted). Answers: ACK once metadata
-	 * and data are durable (it ends the write, and is no COMMITTED), or FAIL.
-	 * The destination has NOT been flushed.
+	 * and data are durable (the promotions in the range, up to seq, count as
+	 * committed), or FAIL.	 * The destination has NOT been flushed.
 	 */
 	DMU_MSG_DONE = 2,
 	/*
