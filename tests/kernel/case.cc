@@ -215,9 +215,10 @@ int main(int argc, char** argv) {
     bool wanted = argc < 2;
     for (int i = 1; i < argc; i++) wanted |= strncmp(c.name, argv[i], strlen(argv[i])) == 0;
     if (!wanted) continue;
+    auto began = Clock::now();
     std::string why = run_case(c, log);
     if (why.empty()) {
-      printf("ok %s\n", c.name);
+      printf("ok %s (%.1f s)\n", c.name, std::chrono::duration<double>(Clock::now() - began).count());
     } else {
       printf("not ok %s - %s\n", c.name, why.c_str());
       failed++;
