@@ -100,7 +100,8 @@ enum dmu_kernel_msg {
 	 * held. id, sector, len, write_dest, write_sector, seq (of its PROMOTED,
 	 * read before this; 0 if nothing was promoted). Answers: ACK once metadata
 	 * and data are durable (the promotions in the range, up to seq, count as
-	 * committed), or FAIL.	 * The destination has NOT been flushed.
+	 * committed), or FAIL.
+	 * The destination has NOT been flushed.
 	 */
 	DMU_MSG_DONE = 2,
 	/*
