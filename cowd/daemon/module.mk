@@ -20,3 +20,22 @@ cowd_DIR := sbin
 build/bin/cowd: $(DAEMON_LIB) $(CORE_LIB)
 INSTALL_DOCS += docs/configuration.md docs/control-protocol.md
 MAN_PAGES += docs/man/cowd.8 docs/man/cowd.toml.5
+
+# --- tests of it ---
+
+daemon-tests := daemon_logic_test daemon_session_test daemon_control_test
+
+UNIT_TESTS += $(daemon-tests)
+daemon_logic_test_SRCS := tests/unit/daemon_logic_test.cc
+daemon_session_test_SRCS := tests/unit/daemon_session_test.cc
+daemon_control_test_SRCS := tests/unit/daemon_control_test.cc
+
+$(foreach t,$(daemon-tests),$(eval $(t)_LDLIBS := $(DAEMON_LDLIBS)))
+$(foreach t,$(daemon-tests),$(eval $(t)_USES := libdmu))
+$(daemon-tests:%=build/tests/unit/%): $(DAEMON_LIB) $(CORE_LIB)
+
+# In the lab's machine. cowd-service.sh needs systemd and says itself how it is run.
+KERNEL_TESTS += tests/kernel/cowd-basic.sh tests/kernel/cowd-refused.sh tests/kernel/cowd-restart.sh
+cowd-basic.sh_TIMEOUT := 400
+cowd-refused.sh_TIMEOUT := 400
+cowd-restart.sh_TIMEOUT := 400

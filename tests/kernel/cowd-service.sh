@@ -1,0 +1,75 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# The installed tree under systemd:
+#   tests/lab/run --systemd --installed -- /src/tests/kernel/cowd-service.sh
+# cowd is ready when systemd says so, serves, is restarted after SIGKILL and after a hang,
+# reloads, and stops leaving its devices up.
+
+set -uo pipefail
+failures=0
+check() {
+	local name=$1 said
+	shift
+	if said=$("$@" 2>&1); then
+		echo "ok $name"
+	else
+		echo "not ok $name - $(tail -n 3 <<<"$said" | tr '\n' ' ')"
+		failures=$((failures + 1))
+	fi
+}
+pid() { systemctl show -P MainPID cowd; }
+
+# Until systemd has another cowd ready than process $1.
+restarted() {
+	local tries
+	for ((tries = 0; tries < 900; tries++)); do
+		[[ $(pid) != "$1" && $(pid) != 0 && $(systemctl is-active cowd) == active ]] && return
+		sleep 0.1
+	done
+	systemctl status cowd --no-pager
+	return 1
+}
+read_some() { dd if=/dev/mapper/disk of=/dev/null bs=1M count=4 iflag=direct status=none; }
+
+ldconfig
+systemctl daemon-reload
+udevadm control --reload
+udevadm trigger --settle
+check "the unit starts" systemctl start cowd
+check "it is ready" systemctl is-active cowd
+check "the channel is root's alone" test "$(stat -c %a /dev/dm-userspace)" = 600
+check "the control socket too" test "$(stat -c %a /run/cowd/control.sock)" = 600
+check "nothing was refused by the hardening" bash -c \
+	'! journalctl -b -u cowd | grep "cowd could not"'
+
+# shellcheck disable=SC2086 # a list
+set -- ${LAB_DISKS-/dev/vdb /dev/vdc}
+check "create" cowctl create --force "dscow:$1:$2"
+check "attach" cowctl attach --name disk "dscow:$1:$2"
+check "udev reads nothing of it" bash -c \
+	'! udevadm info /dev/mapper/disk | grep -E "ID_FS_|ID_PART"'
+check "read" read_some
+
+old=$(pid)
+kill -KILL "$old"
+check "restarted after SIGKILL" restarted "$old"
+check "read after that" read_some
+
+old=$(pid)
+kill -STOP "$old"
+check "restarted after a hang" restarted "$old"
+check "read after that as well" read_some
+
+check "reload" systemctl reload cowd
+check "stop" systemctl stop cowd
+check "the device stays" dmsetup info disk
+check "the note stays" test -e /run/cowd/devices.d/disk.json
+check "start again" systemctl start cowd
+check "read again" read_some
+check "detach" cowctl detach disk
+check "failures are in the journal by their id" bash -c \
+	'id=$(cowctl detach nothing 2>&1 | grep -oE "e-[0-9a-f]{8}"); journalctl --sync; journalctl COWD_ERROR_ID=$id | grep -q nothing'
+check "stop for good" systemctl stop cowd
+systemd-analyze security cowd | tail -n 1
+exit $((failures > 0))
