@@ -103,8 +103,8 @@ struct dmu_dest {
  * @no_daemon_secs: with DMU_NO_DAEMON_FAIL
  * @max_extents: 0: the module's default
  * @max_uncommitted: granules; 0: the module's default
- * @discard_granularity: bytes; 0: the module's default
- * @write_zeroes: 1: the device advertises WRITE_ZEROES
+ * @discard_granularity: bytes; 0: the device takes no discards
+ * @write_zeroes: 1: the device advertises WRITE_ZEROES, if all destinations do
  */
 struct dmu_spec {
 	size_t size;
