@@ -7,7 +7,7 @@
 # shellcheck source=tests/system/lib.sh
 . "$(dirname "$0")/lib.sh"
 volumes base=128M cow=160M
-dd if=/dev/urandom of="$(vol base)" bs=1M oflag=direct status=none
+dd if=/dev/urandom of="$(vol base)" bs=1M count=128 oflag=direct status=none
 base_sum=$(sum_of "$(vol base)")
 start_cowd
 

@@ -77,7 +77,7 @@ start_cowd() {
 	mkdir -p "$RUN"
 	touch "$LOG"
 	from=$(stat -c %s "$LOG")
-	"${cowd_command[@]}" "$@" >>"$LOG" 2>&1 &
+	"${cowd_command[@]}" >>"$LOG" 2>&1 &
 	cowd_pid=$!
 	wait_for_line "$LOG" "$from" "has started" || {
 		not_ok "start of cowd" "$(tail -n 3 "$LOG" | tr '\n' ' ')"
