@@ -70,7 +70,7 @@ void load_module() {
 // In the child: 0 or 1 as status, the reason through the pipe.
 [[noreturn]] void run_child(const Case& c, int why_fd) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
-  mlockall(MCL_CURRENT | MCL_FUTURE);
+  mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT);  // not all of each thread's stack at once
   int status = 0;
   try {
     c.run();

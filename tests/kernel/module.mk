@@ -12,5 +12,6 @@ define kernel-test
 $(1)_SRCS   := tests/kernel/$(1).cc $(kernel-test-support)
 $(1)_USES   := libdmu
 $(1)_LDLIBS := -lpthread
+$(1)_TIMEOUT := 600
 endef
 $(foreach t,$(kernel-tests),$(eval $(call kernel-test,$(t))))
