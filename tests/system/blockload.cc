@@ -10,6 +10,9 @@
 // writers share the target in stripes, so that a granule larger than a stripe has
 // several writers. Any error, and any sector that is not the version acknowledged
 // last, ends the program with status 1 and a sentence.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <cerrno>
 #include <chrono>
@@ -26,9 +29,6 @@
 #include <string>
 #include <thread>
 #include <vector>
-
-#include <fcntl.h>
-#include <unistd.h>
 
 #include "tests/system/pattern.hh"
 
@@ -75,7 +75,8 @@ struct State {
     in.read(reinterpret_cast<char*>(&seed), sizeof seed);
     in.read(reinterpret_cast<char*>(&count), sizeof count);
     versions.resize(count);
-    in.read(reinterpret_cast<char*>(versions.data()), static_cast<std::streamsize>(count * sizeof(uint32_t)));
+    in.read(reinterpret_cast<char*>(versions.data()),
+            static_cast<std::streamsize>(count * sizeof(uint32_t)));
     if (!in) fail(path + " is no state of blockload");
   }
 
@@ -84,7 +85,8 @@ struct State {
     const uint64_t count = versions.size();
     out.write(reinterpret_cast<const char*>(&seed), sizeof seed);
     out.write(reinterpret_cast<const char*>(&count), sizeof count);
-    out.write(reinterpret_cast<const char*>(versions.data()), static_cast<std::streamsize>(count * sizeof(uint32_t)));
+    out.write(reinterpret_cast<const char*>(versions.data()),
+              static_cast<std::streamsize>(count * sizeof(uint32_t)));
     out.close();
     if (!out) fail("writing " + path + " failed");
   }
@@ -104,20 +106,22 @@ class Target {
     const auto want = static_cast<ssize_t>(count * kSector);
     const ssize_t did = pwrite(fd_, from, count * kSector, at(sector));
     if (did < 0) fail_errno("writing " + where(sector, count));
-    if (did != want) fail("writing " + where(sector, count) + " was short: " + std::to_string(did) + " bytes");
+    if (did != want)
+      fail("writing " + where(sector, count) + " was short: " + std::to_string(did) + " bytes");
   }
 
   void check(uint64_t sector, uint64_t count, std::byte* buffer) const {
     const auto want = static_cast<ssize_t>(count * kSector);
     const ssize_t did = pread(fd_, buffer, count * kSector, at(sector));
     if (did < 0) fail_errno("reading " + where(sector, count));
-    if (did != want) fail("reading " + where(sector, count) + " was short: " + std::to_string(did) + " bytes");
+    if (did != want)
+      fail("reading " + where(sector, count) + " was short: " + std::to_string(did) + " bytes");
     for (uint64_t i = 0; i < count; i++) {
       const std::byte* found = buffer + i * kSector;
       const uint32_t version = state_.versions[sector + i];
       if (!is_sector(found, sector + i, version, state_.seed))
-        fail("sector " + std::to_string(sector + i) + " should be version " + std::to_string(version) +
-             " and is " + describe_sector(found));
+        fail("sector " + std::to_string(sector + i) + " should be version " +
+             std::to_string(version) + " and is " + describe_sector(found));
     }
   }
 
@@ -126,9 +130,12 @@ class Target {
   }
 
  private:
-  off_t at(uint64_t sector) const { return static_cast<off_t>(settings_.offset + sector * kSector); }
+  off_t at(uint64_t sector) const {
+    return static_cast<off_t>(settings_.offset + sector * kSector);
+  }
   std::string where(uint64_t sector, uint64_t count) const {
-    return std::to_string(count) + " sectors from " + std::to_string(sector) + " of " + settings_.target;
+    return std::to_string(count) + " sectors from " + std::to_string(sector) + " of " +
+           settings_.target;
   }
 
   const Settings& settings_;
@@ -144,8 +151,12 @@ struct Totals {
 class Writer {
  public:
   Writer(const Settings& settings, State& state, const Target& target, unsigned number)
-      : settings_(settings), state_(state), target_(target), number_(number),
-        random_(settings.seed * 1000 + number), buffer_(kStripe * kSector) {}
+      : settings_(settings),
+        state_(state),
+        target_(target),
+        number_(number),
+        random_(settings.seed * 1000 + number),
+        buffer_(kStripe * kSector) {}
 
   Totals run() {
     for (uint64_t op = 0; !stop_asked && (!settings_.ops || op < settings_.ops); op++) {
@@ -158,7 +169,9 @@ class Writer {
   }
 
  private:
-  uint64_t below(uint64_t limit) { return std::uniform_int_distribution<uint64_t>(0, limit - 1)(random_); }
+  uint64_t below(uint64_t limit) {
+    return std::uniform_int_distribution<uint64_t>(0, limit - 1)(random_);
+  }
 
   // A random run in one of our stripes.
   void choose(uint64_t* sector, uint64_t* count) {
@@ -233,7 +246,8 @@ void verify(const Settings& settings) {
   const Target target(settings, state);
   Buffer buffer(kChunk);
   for (uint64_t sector = 0; sector < state.versions.size(); sector += kChunk / kSector)
-    target.check(sector, std::min<uint64_t>(kChunk / kSector, state.versions.size() - sector), buffer.get());
+    target.check(sector, std::min<uint64_t>(kChunk / kSector, state.versions.size() - sector),
+                 buffer.get());
   printf("%zu MiB are what was written last\n", state.versions.size() * kSector >> 20);
 }
 
@@ -266,25 +280,37 @@ void load(const Settings& settings) {
   for (auto& thread : threads) thread.join();
   if (!problem.empty()) fail(problem);
   state.save(settings.state);
-  printf("%lu writes, %lu verified reads, %lu syncs, no error; the slowest took %lld ms\n", sum.writes, sum.reads,
-         sum.syncs, static_cast<long long>(std::chrono::duration_cast<std::chrono::milliseconds>(sum.slowest).count()));
+  printf("%lu writes, %lu verified reads, %lu syncs, no error; the slowest took %lld ms\n",
+         sum.writes, sum.reads, sum.syncs,
+         static_cast<long long>(
+             std::chrono::duration_cast<std::chrono::milliseconds>(sum.slowest).count()));
 }
 
 Settings parse(int argc, char** argv) {
-  if (argc < 4) fail("usage: blockload fill|load|verify TARGET STATE [--bytes N] [--offset N] [--writers N] [--seed N] [--ops N] [--sync-every N]");
+  if (argc < 4)
+    fail(
+        "usage: blockload fill|load|verify TARGET STATE [--bytes N] [--offset N] [--writers N] "
+        "[--seed N] [--ops N] [--sync-every N]");
   Settings settings;
   settings.target = argv[2];
   settings.state = argv[3];
   std::map<std::string, uint64_t> numbers;
   for (int i = 4; i + 1 < argc; i += 2) numbers[argv[i]] = strtoull(argv[i + 1], nullptr, 0);
   for (const auto& [name, value] : numbers) {
-    if (name == "--bytes") settings.bytes = value;
-    else if (name == "--offset") settings.offset = value;
-    else if (name == "--writers") settings.writers = static_cast<unsigned>(value);
-    else if (name == "--seed") settings.seed = value;
-    else if (name == "--ops") settings.ops = value;
-    else if (name == "--sync-every") settings.sync_every = static_cast<unsigned>(value);
-    else fail("there is no option " + name);
+    if (name == "--bytes")
+      settings.bytes = value;
+    else if (name == "--offset")
+      settings.offset = value;
+    else if (name == "--writers")
+      settings.writers = static_cast<unsigned>(value);
+    else if (name == "--seed")
+      settings.seed = value;
+    else if (name == "--ops")
+      settings.ops = value;
+    else if (name == "--sync-every")
+      settings.sync_every = static_cast<unsigned>(value);
+    else
+      fail("there is no option " + name);
   }
   return settings;
 }
@@ -296,10 +322,14 @@ int main(int argc, char** argv) {
   try {
     const Settings settings = parse(argc, argv);
     const std::string command = argv[1];
-    if (command == "fill") fill(settings);
-    else if (command == "load") load(settings);
-    else if (command == "verify") verify(settings);
-    else fail("there is no command " + command);
+    if (command == "fill")
+      fill(settings);
+    else if (command == "load")
+      load(settings);
+    else if (command == "verify")
+      verify(settings);
+    else
+      fail("there is no command " + command);
   } catch (const std::exception& error) {
     fprintf(stderr, "blockload: %s\n", error.what());
     return 1;

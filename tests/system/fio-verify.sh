@@ -22,13 +22,14 @@ written() {
 	}
 }
 
-# The same and reads, some blocks trimmed before they are written again.
+# Trims in one half while the other is written, then writes over what was trimmed.
 trimmed() {
-	fio --name=trimmed --filename=/dev/mapper/disk --ioengine=libaio --direct=1 \
-		--rw=randwrite --bsrange=4k-64k --blockalign=4k --offset=64M --size=64M --io_size=12M \
-		--iodepth=8 --fsync=30 --trim_percentage=30 --trim_backlog=32 \
-		--verify=crc32c --verify_fatal=1 --verify_backlog=64 --randseed=11 \
-		--output-format=terse --output="$WORK/fio" >"$WORK/fio.err" 2>&1 || {
+	local write=(--rw=randwrite --io_size=6M --iodepth=8 --fsync=30 --verify=crc32c --verify_fatal=1)
+	fio --filename=/dev/mapper/disk --ioengine=libaio --direct=1 --bsrange=4k-64k --blockalign=4k \
+		--size=32M --output-format=terse --output="$WORK/fio" \
+		--name=trims --rw=randtrim --offset=96M --io_size=16M --randseed=11 \
+		--name=beside --offset=64M --randseed=12 "${write[@]}" \
+		--name=over --stonewall --offset=96M --randseed=13 "${write[@]}" >"$WORK/fio.err" 2>&1 || {
 		cat "$WORK/fio.err"
 		return 1
 	}

@@ -8,6 +8,13 @@
 // keeps in mind what it made, so the tree in the end is the same for each run with one
 // seed, however the processes were scheduled. Times are set at the end for the same
 // reason. An operation that fails ends the program with status 1 and a sentence.
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
@@ -20,13 +27,6 @@
 #include <system_error>
 #include <vector>
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
-#include <sys/xattr.h>
-#include <unistd.h>
-
 #include "tests/system/fstree.hh"
 
 namespace {
@@ -36,7 +36,9 @@ constexpr size_t kMaxNames = 120;  // of a process
 constexpr size_t kMaxDirs = 12;
 constexpr time_t kTime = 1000000000;
 
-[[noreturn]] void fail(const std::string& what) { throw std::system_error(errno, std::generic_category(), what); }
+[[noreturn]] void fail(const std::string& what) {
+  throw std::system_error(errno, std::generic_category(), what);
+}
 
 struct Fd {
   Fd(const std::string& path, int flags) : value(open(path.c_str(), flags | O_CLOEXEC, 0644)) {
@@ -81,11 +83,12 @@ class Worker {
       void (Worker::*operation)();
     };
     static constexpr Choice choices[] = {
-        {14, &Worker::create},   {30, &Worker::write_some}, {8, &Worker::append},      {8, &Worker::truncate_one},
-        {8, &Worker::rename_one}, {4, &Worker::rename_over}, {4, &Worker::link_one},    {7, &Worker::unlink_one},
-        {6, &Worker::punch},      {3, &Worker::zero},        {4, &Worker::sync_one},    {2, &Worker::make_dir},
-        {3, &Worker::make_symlink}, {3, &Worker::set_xattr},   {3, &Worker::change_mode}, {4, &Worker::write_mapped},
-        {1, &Worker::rename_dir},
+        {14, &Worker::create},      {30, &Worker::write_some}, {8, &Worker::append},
+        {8, &Worker::truncate_one}, {8, &Worker::rename_one},  {4, &Worker::rename_over},
+        {4, &Worker::link_one},     {7, &Worker::unlink_one},  {6, &Worker::punch},
+        {3, &Worker::zero},         {4, &Worker::sync_one},    {2, &Worker::make_dir},
+        {3, &Worker::make_symlink}, {3, &Worker::set_xattr},   {3, &Worker::change_mode},
+        {4, &Worker::write_mapped}, {1, &Worker::rename_dir},
     };
     unsigned all = 0;
     for (const Choice& choice : choices) all += choice.weight;
@@ -136,7 +139,8 @@ class Worker {
   void truncate_one() {
     const Name& name = any();
     name.inode->size = below(kMaxFile / 2);
-    if (truncate(name.path.c_str(), static_cast<off_t>(name.inode->size)) < 0) fail("truncating " + name.path);
+    if (truncate(name.path.c_str(), static_cast<off_t>(name.inode->size)) < 0)
+      fail("truncating " + name.path);
   }
 
   void rename_one() {
@@ -150,7 +154,8 @@ class Worker {
     const size_t from = below(names_.size()), to = below(names_.size());
     // Between two names of one inode rename does nothing.
     if (names_[from].inode == names_[to].inode) return;
-    if (rename(names_[from].path.c_str(), names_[to].path.c_str()) < 0) fail("renaming " + names_[from].path);
+    if (rename(names_[from].path.c_str(), names_[to].path.c_str()) < 0)
+      fail("renaming " + names_[from].path);
     names_[to].inode = names_[from].inode;
     forget(from);
   }
@@ -179,7 +184,8 @@ class Worker {
     const Fd fd(name.path, O_RDWR);
     const uint64_t offset = below(name.inode->size);
     const uint64_t length = 1 + below(name.inode->size - offset);
-    if (fallocate(fd.value, mode | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset), static_cast<off_t>(length)) < 0)
+    if (fallocate(fd.value, mode | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset),
+                  static_cast<off_t>(length)) < 0)
       fail(std::string(what) + " " + name.path);
   }
 
@@ -220,7 +226,8 @@ class Worker {
 
   void make_symlink() {
     const std::string path = new_path();
-    const std::string target = "n" + std::to_string(below(counter_ + 1)) + std::string(below(90), 'x');
+    const std::string target =
+        "n" + std::to_string(below(counter_ + 1)) + std::string(below(90), 'x');
     if (symlink(target.c_str(), path.c_str()) < 0) fail("making the symlink " + path);
     symlinks_.push_back(path);
   }
@@ -229,12 +236,14 @@ class Worker {
     const Name& name = any();
     const std::string value(1 + below(200), static_cast<char>('a' + below(26)));
     const std::string key = "user.k" + std::to_string(below(4));
-    if (setxattr(name.path.c_str(), key.c_str(), value.data(), value.size(), 0) < 0) fail("setxattr of " + name.path);
+    if (setxattr(name.path.c_str(), key.c_str(), value.data(), value.size(), 0) < 0)
+      fail("setxattr of " + name.path);
   }
 
   void change_mode() {
     const Name& name = any();
-    if (chmod(name.path.c_str(), static_cast<mode_t>(0600 | below(0200))) < 0) fail("chmod of " + name.path);
+    if (chmod(name.path.c_str(), static_cast<mode_t>(0600 | below(0200))) < 0)
+      fail("chmod of " + name.path);
   }
 
   void write_mapped() {
@@ -254,7 +263,8 @@ class Worker {
   void set_times() {
     const timespec times[2] = {{kTime, 0}, {kTime, 0}};
     const auto set = [&](const std::string& path) {
-      if (utimensat(AT_FDCWD, path.c_str(), times, AT_SYMLINK_NOFOLLOW) < 0) fail("setting the times of " + path);
+      if (utimensat(AT_FDCWD, path.c_str(), times, AT_SYMLINK_NOFOLLOW) < 0)
+        fail("setting the times of " + path);
     };
     for (const auto& name : names_) set(name.path);
     for (const auto& each : symlinks_) set(each);
@@ -270,7 +280,8 @@ class Worker {
 
 void work(const std::string& dir, uint64_t seed, unsigned number, uint64_t operations) {
   try {
-    Worker(dir + "/s" + std::to_string(seed) + "p" + std::to_string(number), seed * 100 + number).run(operations);
+    Worker(dir + "/s" + std::to_string(seed) + "p" + std::to_string(number), seed * 100 + number)
+        .run(operations);
     _exit(0);
   } catch (const std::exception& error) {
     fprintf(stderr, "fsload: process %u: %s\n", number, error.what());

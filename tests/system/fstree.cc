@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "tests/system/fstree.hh"
 
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstdint>
@@ -11,17 +17,13 @@
 #include <system_error>
 #include <vector>
 
-#include <dirent.h>
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <sys/xattr.h>
-#include <unistd.h>
-
 namespace {
 
 constexpr size_t kChunk = 1 << 17;
 
-[[noreturn]] void fail(const std::string& path) { throw std::system_error(errno, std::generic_category(), path); }
+[[noreturn]] void fail(const std::string& path) {
+  throw std::system_error(errno, std::generic_category(), path);
+}
 
 // FNV-1a in words: it is to find differences, not to withstand an attack.
 class Sum {
@@ -51,7 +53,8 @@ uint64_t sum_of_file(const std::string& path) {
   static std::vector<char> buffer(kChunk);
   Sum sum;
   ssize_t did;
-  while ((did = read(fd, buffer.data(), buffer.size())) > 0) sum.add(buffer.data(), static_cast<size_t>(did));
+  while ((did = read(fd, buffer.data(), buffer.size())) > 0)
+    sum.add(buffer.data(), static_cast<size_t>(did));
   const int error = errno;
   close(fd);
   errno = error;
@@ -103,9 +106,10 @@ void print(const std::string& root, const std::string& name) {
   struct stat st;
   if (lstat(path.c_str(), &st) < 0) fail(path);
   const bool is_dir = S_ISDIR(st.st_mode);
-  printf("%s %o %u:%u links %lu size %ld mtime %ld x %016lx ", name.empty() ? "/" : name.c_str(), st.st_mode,
-         st.st_uid, st.st_gid, static_cast<unsigned long>(st.st_nlink), is_dir ? 0L : static_cast<long>(st.st_size),
-         static_cast<long>(st.st_mtime), S_ISLNK(st.st_mode) ? 0UL : sum_of_xattrs(path));
+  printf("%s %o %u:%u links %lu size %ld mtime %ld x %016lx ", name.empty() ? "/" : name.c_str(),
+         st.st_mode, st.st_uid, st.st_gid, static_cast<unsigned long>(st.st_nlink),
+         is_dir ? 0L : static_cast<long>(st.st_size), static_cast<long>(st.st_mtime),
+         S_ISLNK(st.st_mode) ? 0UL : sum_of_xattrs(path));
   if (S_ISREG(st.st_mode))
     printf("%016lx\n", sum_of_file(path));
   else

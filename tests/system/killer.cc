@@ -10,6 +10,10 @@
 // it. After every fifth kill the new one is killed too, while it starts. Prints each
 // time, the median and the maximum. Leaves no daemon running. What COWD says goes to
 // LOG. Status 1 for any I/O error.
+#include <fcntl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
@@ -24,10 +28,6 @@
 #include <string>
 #include <thread>
 #include <vector>
-
-#include <fcntl.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 namespace {
 
@@ -63,7 +63,8 @@ Clock::time_point kill_and_reap(pid_t pid) {
   int status = 0;
   if (waitpid(pid, &status, 0) != pid) fail("waitpid");
   if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGKILL)
-    throw std::runtime_error("the daemon had ended by itself before it was killed: status " + std::to_string(status));
+    throw std::runtime_error("the daemon had ended by itself before it was killed: status " +
+                             std::to_string(status));
   return when;
 }
 
@@ -119,14 +120,18 @@ int main(int argc, char** argv) {
     return 2;
   }
   try {
-    Plan plan{open(argv[1], O_RDONLY | O_DIRECT | O_CLOEXEC), atoll(argv[2]), atoll(argv[3]),
-              atoi(argv[4]), argv[5], argv + 7};
+    Plan plan{open(argv[1], O_RDONLY | O_DIRECT | O_CLOEXEC),
+              atoll(argv[2]),
+              atoll(argv[3]),
+              atoi(argv[4]),
+              argv[5],
+              argv + 7};
     if (plan.fd < 0) fail(argv[1]);
     setvbuf(stdout, nullptr, _IOLBF, 0);
     std::vector<long> times = run(plan);
     std::sort(times.begin(), times.end());
-    printf("%zu kills: from kill to first fault answered median %ld ms, maximum %ld ms\n", times.size(),
-           times[times.size() / 2], times.back());
+    printf("%zu kills: from kill to first fault answered median %ld ms, maximum %ld ms\n",
+           times.size(), times[times.size() / 2], times.back());
   } catch (const std::exception& error) {
     fprintf(stderr, "killer: %s\n", error.what());
     return 1;
