@@ -423,6 +423,8 @@ static int msg_bitmap(struct dmu_device *dev, const struct dmu_msg *m)
 		return -EINVAL;
 	spin_lock_irq(&dev->lock);
 	r = check_range(dev, m);
+	if (!r && m->id && !dmu_item_find(dev, m->id))
+		r = -ENOENT;
 	if (!r)
 		e = leaf_place(dev, m, &index, &granules);
 	spin_unlock_irq(&dev->lock);

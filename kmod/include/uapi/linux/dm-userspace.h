@@ -152,8 +152,9 @@ enum dmu_daemon_msg {
 	 * DMU_DEST_NONE: reads fault. write_dest, write_sector: the same for writes,
 	 * without DMU_DEST_ZERO. flags: DMU_F_COPY_FIRST, DMU_F_OVERLAY (granule, in
 	 * sectors, a power of two), DMU_F_SYNC, DMU_F_VOLATILE, DMU_F_TEMPORARY,
-	 * DMU_F_UNCOMMITTED. An answer replaces what plain extents it overlaps;
-	 * EBUSY if it would cut an overlay (INVALIDATE that first).
+	 * DMU_F_UNCOMMITTED. An answer replaces plain extents without
+	 * a write side that it overlaps, and fills the holes among the others; EBUSY
+	 * if it is itself an overlay or COPY_FIRST and not wholly in a hole.
 	 * EROFS: write side on a destination that the table calls ro; ERANGE: beyond
 	 * the device or the destination; ENXIO: no such destination; EEXIST: a
 	 * pushed overlay that is not wholly in a hole; E2BIG: more than max_extents
