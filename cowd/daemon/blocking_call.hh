@@ -2,10 +2,9 @@
 // Awaiting a function that may block: `co_await blocking(dm::suspend, name)`.
 #pragma once
 
-#include <utility>
-
 #include <functional>
 #include <tuple>
+#include <utility>
 
 #include "cowd/core/blocking.hh"
 
@@ -18,8 +17,7 @@ namespace cowd {
 template <typename Function, typename... Args>
 auto blocking(Function function, const Args&... args) {
   auto work = [function, copies = std::make_tuple(args...)] {
-    return std::apply(
-        [&](const auto&... each) { return std::invoke(function, each...); }, copies);
+    return std::apply([&](const auto&... each) { return std::invoke(function, each...); }, copies);
   };
   return off_strand(std::move(work));
 }

@@ -2,14 +2,13 @@
 // The channel as a session sees it: the kernel's, through libdmu, or a test's.
 #pragma once
 
-#include <utility>
+#include <linux/dm-userspace.h>
 
+#include <boost/asio/any_io_executor.hpp>
 #include <memory>
 #include <span>
 #include <string>
-
-#include <boost/asio/any_io_executor.hpp>
-#include <linux/dm-userspace.h>
+#include <utility>
 
 #include "formats/plugin.hh"
 

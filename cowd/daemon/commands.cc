@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "cowd/daemon/commands.hh"
 
-#include <limits>
-
+#include <linux/dm-userspace.h>
 #include <unistd.h>
 
-#include <linux/dm-userspace.h>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "build/config.h"
@@ -35,15 +34,14 @@ nlohmann::json nothing() { return nlohmann::json::object(); }
 void set_level(const std::string& name) {
   auto level = level_from_name(name);
   if (!level)
-    throw Error(EINVAL, text("There is no log level \"", name,
-                             "\": use debug, info, warning or error."));
+    throw Error(EINVAL,
+                text("There is no log level \"", name, "\": use debug, info, warning or error."));
   set_log_level(*level);
 }
 
 template <typename T>
 std::optional<T> bounded(std::optional<uint64_t> number, uint64_t most, const char* key) {
-  if (!number)
-    return std::nullopt;
+  if (!number) return std::nullopt;
   if (*number > most)
     throw Error(EINVAL, text("\"", key, "\" of attach may be ", most, " at most."));
   return static_cast<T>(*number);
@@ -53,8 +51,8 @@ void read_features(const nlohmann::json& object, AttachRequest& request) {
   JsonArguments features(object, "the features of attach");
   if (auto no_daemon = features.string("no_daemon")) {
     if (*no_daemon != "queue" && *no_daemon != "fail")
-      throw Error(EINVAL, text("\"no_daemon\" has to be \"queue\" or \"fail\", not \"",
-                               *no_daemon, "\"."));
+      throw Error(EINVAL,
+                  text("\"no_daemon\" has to be \"queue\" or \"fail\", not \"", *no_daemon, "\"."));
     request.queue_if_no_daemon = *no_daemon == "queue";
   }
   request.no_daemon_seconds =
@@ -86,8 +84,7 @@ Task<nlohmann::json> run(DeviceManager& devices, const std::string& command,
   }
   if (command == "list" || command == "version") {
     arguments.done();
-    if (command == "version")
-      co_return version();
+    if (command == "version") co_return version();
     co_return co_await devices.list();
   }
   if (command == "log-level") {
@@ -108,15 +105,14 @@ Task<nlohmann::json> run(DeviceManager& devices, const std::string& command,
     arguments.done();
     co_return co_await devices.map(std::move(device), offset, length);
   }
-  bool known = command == "detach" || command == "info" || command == "pause" ||
-               command == "resume";
+  bool known =
+      command == "detach" || command == "info" || command == "pause" || command == "resume";
   if (!known)
     throw Error(EINVAL, text("There is no command \"", command,
                              "\". docs/control-protocol.md lists them."));
   auto device = arguments.need_string("device");
   arguments.done();
-  if (command == "info")
-    co_return co_await devices.info(std::move(device));
+  if (command == "info") co_return co_await devices.info(std::move(device));
   auto work = command == "detach"  ? &DeviceManager::detach
               : command == "pause" ? &DeviceManager::pause
                                    : &DeviceManager::resume;

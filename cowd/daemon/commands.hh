@@ -2,11 +2,10 @@
 // The commands of docs/control-protocol.md, save `events`, which the server knows.
 #pragma once
 
-#include <functional>
-#include <string>
-
 #include <boost/asio/io_context.hpp>
+#include <functional>
 #include <nlohmann/json_fwd.hpp>
+#include <string>
 
 #include "cowd/daemon/control_server.hh"
 #include "cowd/daemon/device_manager.hh"

@@ -14,8 +14,7 @@ void CommitGroup::flush(uint64_t seq, Waiter waiter) { add({seq, true, std::move
 void CommitGroup::done(uint64_t seq, Waiter waiter) { add({seq, false, std::move(waiter)}); }
 
 void CommitGroup::all(Waiter waiter) {
-  if (!dirty())
-    return waiter(nullptr);
+  if (!dirty()) return waiter(nullptr);
   add({read_, false, std::move(waiter)});
 }
 
@@ -24,20 +23,17 @@ bool CommitGroup::covered(const Pending& pending) const {
 }
 
 void CommitGroup::add(Pending pending) {
-  if (covered(pending))
-    return pending.waiter(nullptr);
+  if (covered(pending)) return pending.waiter(nullptr);
   pending_.push_back(std::move(pending));
 }
 
 std::optional<CommitGroup::Round> CommitGroup::begin(bool due) {
-  if (running_ || (pending_.empty() && !(due && dirty())))
-    return std::nullopt;
+  if (running_ || (pending_.empty() && !(due && dirty()))) return std::nullopt;
   bool flushes_alone =
       !due && std::all_of(pending_.begin(), pending_.end(),
                           [](const Pending& pending) { return pending.data_flushed; });
   uint64_t asked = 0;
-  for (const Pending& pending : pending_)
-    asked = std::max(asked, pending.seq);
+  for (const Pending& pending : pending_) asked = std::max(asked, pending.seq);
   uint64_t seq = flushes_alone ? asked : std::max(read_, asked);
   round_ = {seq, flushes_alone, !flushes_alone && seq > committed_};
   current_ = std::exchange(pending_, {});
@@ -50,13 +46,11 @@ void CommitGroup::finish(const Error* error) {
   running_ = false;
   auto current = std::exchange(current_, {});
   if (error) {
-    for (auto& pending : current)
-      pending.waiter(error);
+    for (auto& pending : current) pending.waiter(error);
     return;
   }
   committed_ = std::max(committed_, round_.seq);
-  for (auto& pending : current)
-    pending.waiter(nullptr);
+  for (auto& pending : current) pending.waiter(nullptr);
   release(pending_);
 }
 
@@ -66,8 +60,7 @@ void CommitGroup::release(std::vector<Pending>& list) {
                                     [this](const Pending& pending) { return !covered(pending); });
   std::vector<Pending> ready(std::make_move_iterator(late), std::make_move_iterator(list.end()));
   list.erase(late, list.end());
-  for (auto& pending : ready)
-    pending.waiter(nullptr);
+  for (auto& pending : ready) pending.waiter(nullptr);
 }
 
 }  // namespace cowd

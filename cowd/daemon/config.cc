@@ -6,7 +6,6 @@
 #include <fstream>
 #include <functional>
 #include <sstream>
-
 #include <toml.hpp>
 
 #include "build/config.h"
@@ -28,21 +27,18 @@ struct Wrong {
 };
 
 std::string as_string(const Value& value) {
-  if (!value.is_string())
-    throw Wrong{"has to be a string in quotes"};
+  if (!value.is_string()) throw Wrong{"has to be a string in quotes"};
   return value.as_string().str;
 }
 
 std::string as_path(const Value& value) {
   std::string path = as_string(value);
-  if (path.empty() || path[0] != '/')
-    throw Wrong{"has to be an absolute path"};
+  if (path.empty() || path[0] != '/') throw Wrong{"has to be an absolute path"};
   return path;
 }
 
 bool as_bool(const Value& value) {
-  if (!value.is_boolean())
-    throw Wrong{"has to be true or false"};
+  if (!value.is_boolean()) throw Wrong{"has to be true or false"};
   return value.as_boolean();
 }
 
@@ -58,33 +54,28 @@ std::chrono::milliseconds as_duration(const Value& value, std::chrono::milliseco
                                       std::chrono::milliseconds most) {
   std::string range = text("has to be a time from ", format_duration(least), " to ",
                            format_duration(most), ", such as \"500ms\" or \"5s\"");
-  if (!value.is_string())
-    throw Wrong{range};
+  if (!value.is_string()) throw Wrong{range};
   std::chrono::milliseconds duration{};
   try {
     duration = parse_duration(value.as_string().str, "it");
   } catch (const Error&) {
     throw Wrong{range};
   }
-  if (duration < least || duration > most)
-    throw Wrong{range};
+  if (duration < least || duration > most) throw Wrong{range};
   return duration;
 }
 
 std::vector<std::string> as_strings(const Value& value,
                                     const std::function<std::string(const Value&)>& element) {
-  if (!value.is_array())
-    throw Wrong{"has to be a list in brackets"};
+  if (!value.is_array()) throw Wrong{"has to be a list in brackets"};
   std::vector<std::string> list;
-  for (const auto& each : value.as_array())
-    list.push_back(element(each));
+  for (const auto& each : value.as_array()) list.push_back(element(each));
   return list;
 }
 
 Level as_level(const Value& value) {
   auto level = level_from_name(as_string(value));
-  if (!level)
-    throw Wrong{"has to be one of \"debug\", \"info\", \"warning\", \"error\""};
+  if (!level) throw Wrong{"has to be one of \"debug\", \"info\", \"warning\", \"error\""};
   return *level;
 }
 
@@ -92,8 +83,7 @@ std::vector<LogTarget> as_targets(const Value& value) {
   std::vector<LogTarget> targets;
   for (const auto& name : as_strings(value, as_string)) {
     auto target = log_target_from_name(name);
-    if (!target)
-      throw Wrong{"may hold \"journald\", \"syslog\", \"file\" and \"console\""};
+    if (!target) throw Wrong{"may hold \"journald\", \"syslog\", \"file\" and \"console\""};
     targets.push_back(*target);
   }
   if (targets.empty())
@@ -104,8 +94,7 @@ std::vector<LogTarget> as_targets(const Value& value) {
 // One of two words; true for the first.
 bool as_choice(const Value& value, const char* yes, const char* no) {
   std::string word = as_string(value);
-  if (word != yes && word != no)
-    throw Wrong{text("has to be \"", yes, "\" or \"", no, "\"")};
+  if (word != yes && word != no) throw Wrong{text("has to be \"", yes, "\" or \"", no, "\"")};
   return word == yes;
 }
 
@@ -166,9 +155,8 @@ const std::vector<Key>& keys() {
        }},
       {"devices", "no_space",
        [](Config& c, const Value& v) {
-         c.devices.session.no_space = as_choice(v, "wait", "fail")
-                                          ? SessionSettings::NoSpace::wait
-                                          : SessionSettings::NoSpace::fail;
+         c.devices.session.no_space = as_choice(v, "wait", "fail") ? SessionSettings::NoSpace::wait
+                                                                   : SessionSettings::NoSpace::fail;
        }},
       {"devices", "no_space_retry",
        [](Config& c, const Value& v) {
@@ -210,8 +198,9 @@ void set_key(Config& config, const std::string& file, const std::string& table,
     return table == each.table && name == each.name;
   });
   if (key == keys().end())
-    refuse(file, value, text("there is no key ", name, " in [", table,
-                             "]. cowd.toml(5) lists the keys; remove or correct it."));
+    refuse(file, value,
+           text("there is no key ", name, " in [", table,
+                "]. cowd.toml(5) lists the keys; remove or correct it."));
   try {
     key->set(config, value);
   } catch (const Wrong& wrong) {
@@ -243,19 +232,19 @@ Config parse_config(std::string_view text_of_file, const std::string& name) {
   try {
     root = toml::parse(in, name);
   } catch (const toml::exception& error) {
-    throw Error(EINVAL, text(name, ":", error.location().line(), ": this is not TOML: ",
-                             error.location().line_str()));
+    throw Error(EINVAL, text(name, ":", error.location().line(),
+                             ": this is not TOML: ", error.location().line_str()));
   } catch (const std::exception& error) {
     throw Error(EINVAL, text(name, " is not TOML: ", error.what()));
   }
   for (const auto& [table, content] : root.as_table()) {
     if (!table_known(table))
-      refuse(name, content, text("there is no table [", table,
-                                 "]. cowd.toml(5) lists the tables; remove or correct it."));
+      refuse(name, content,
+             text("there is no table [", table,
+                  "]. cowd.toml(5) lists the tables; remove or correct it."));
     if (!content.is_table())
       refuse(name, content, text(table, " has to be a table: [", table, "]."));
-    for (const auto& [key, value] : content.as_table())
-      set_key(config, name, table, key, value);
+    for (const auto& [key, value] : content.as_table()) set_key(config, name, table, key, value);
   }
   check_whole(config, name);
   return config;
@@ -268,18 +257,17 @@ Config load_config(const std::string& path) {
   if (!in || !(content << in.rdbuf())) {
     // An empty file makes << fail without an error.
     if (!in || errno)
-      throw Error(errno ? errno : EIO,
-                  text("The configuration ", path, " cannot be read: ",
-                       errno_text(errno ? errno : EIO), ". Correct its permissions, or name "
-                       "another file with --config."));
+      throw Error(errno ? errno : EIO, text("The configuration ", path,
+                                            " cannot be read: ", errno_text(errno ? errno : EIO),
+                                            ". Correct its permissions, or name "
+                                            "another file with --config."));
   }
   return parse_config(content.str(), path);
 }
 
 std::vector<std::string> config_keys() {
   std::vector<std::string> names;
-  for (const Key& key : keys())
-    names.push_back(text(key.table, ".", key.name));
+  for (const Key& key : keys()) names.push_back(text(key.table, ".", key.name));
   return names;
 }
 

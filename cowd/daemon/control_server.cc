@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "cowd/daemon/control_server.hh"
 
-#include <cerrno>
-
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -14,6 +12,7 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/strand.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <cerrno>
 #include <nlohmann/json.hpp>
 
 #include "cowd/core/errno_name.hh"
@@ -35,8 +34,7 @@ constexpr auto kAcceptPause = std::chrono::milliseconds(100);
 bool peer_allowed(Socket& socket) {
   ucred peer{};
   socklen_t length = sizeof peer;
-  if (getsockopt(socket.native_handle(), SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0)
-    return false;
+  if (getsockopt(socket.native_handle(), SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0) return false;
   // Another uid than root's: only for a cowd that runs as that, in tests.
   return peer.uid == 0 || peer.uid == geteuid();
 }
@@ -86,9 +84,10 @@ void ControlServer::listen(const std::string& path) {
   }
   umask(before);
   if (error)
-    throw Error(error.value(), text("The control socket ", path, " cannot be made: ",
-                                    error.message(), ". Correct paths.socket, or make room "
-                                    "where it is to be."));
+    throw Error(error.value(),
+                text("The control socket ", path, " cannot be made: ", error.message(),
+                     ". Correct paths.socket, or make room "
+                     "where it is to be."));
   asio::co_spawn(acceptor_.get_executor(), accept(), asio::detached);
 }
 
@@ -98,16 +97,14 @@ void ControlServer::stop() {
     boost::system::error_code ignored;
     acceptor_.close(ignored);
   });
-  if (!path_.empty())
-    unlink(path_.c_str());
+  if (!path_.empty()) unlink(path_.c_str());
 }
 
 Task<> ControlServer::accept() {
   while (!stopping_) {
-    auto [error, socket] = co_await acceptor_.async_accept(
-        asio::make_strand(io_), asio::as_tuple(asio::use_awaitable));
-    if (error == asio::error::operation_aborted)
-      co_return;
+    auto [error, socket] = co_await acceptor_.async_accept(asio::make_strand(io_),
+                                                           asio::as_tuple(asio::use_awaitable));
+    if (error == asio::error::operation_aborted) co_return;
     if (error) {  // no file descriptors left, for one
       asio::steady_timer pause(acceptor_.get_executor(), kAcceptPause);
       co_await pause.async_wait(asio::as_tuple(asio::use_awaitable));
@@ -127,16 +124,15 @@ Task<> ControlServer::serve(Socket socket) {
       co_return;
     }
     if (clients_ > max_clients_) {
-      co_await client.lines.write(refusal(
-          Error(EBUSY, text("cowd serves ", max_clients_, " clients already, as many as "
-                            "control.max_clients allows.")),
-          new_error_id()));
+      co_await client.lines.write(refusal(Error(EBUSY, text("cowd serves ", max_clients_,
+                                                            " clients already, as many as "
+                                                            "control.max_clients allows.")),
+                                          new_error_id()));
       co_return;
     }
     while (!stopping_) {
       auto request = co_await client.lines.read();
-      if (!request)
-        co_return;
+      if (!request) co_return;
       co_await answer(client, *request);
     }
   } catch (const Error& error) {
@@ -170,13 +166,11 @@ Task<> ControlServer::answer(Client& client, const nlohmann::json& request) {
   try {
     co_await client.lines.write(final_line);
   } catch (const Error& error) {
-    if (error.code() != EMSGSIZE)
-      throw;
+    if (error.code() != EMSGSIZE) throw;
     too_long = true;
     failure = error;
   }
-  if (too_long)
-    co_await client.lines.write(refusal(*failure, new_error_id()));
+  if (too_long) co_await client.lines.write(refusal(*failure, new_error_id()));
 }
 
 Task<nlohmann::json> ControlServer::perform(Client& client, const nlohmann::json& request) {
@@ -186,8 +180,7 @@ Task<nlohmann::json> ControlServer::perform(Client& client, const nlohmann::json
   std::string name = command->get<std::string>();
   JsonArguments arguments(request, name);
   arguments.need_string("cmd");
-  if (name == "events")
-    co_return co_await show_events(client, arguments);
+  if (name == "events") co_return co_await show_events(client, arguments);
   Tell tell = [&client](const nlohmann::json& line) { return client.lines.write(line); };
   co_return co_await handler_(name, arguments, tell);
 }
@@ -199,24 +192,21 @@ Task<nlohmann::json> ControlServer::show_events(Client& client, JsonArguments& a
   arguments.done();
   auto executor = co_await asio::this_coro::executor;
   auto fresh = std::make_shared<SignalEvent>(executor);
-  uint64_t subscription = events_.subscribe([fresh, executor] {
-    asio::post(executor, [fresh] { fresh->notify(); });
-  });
+  uint64_t subscription =
+      events_.subscribe([fresh, executor] { asio::post(executor, [fresh] { fresh->notify(); }); });
   std::exception_ptr error;
   bool hung_up = false;
   // Whoever follows says nothing more: readable means that it is gone.
   auto watch = [&]() {
     client.lines.socket().async_wait(Socket::wait_read,
                                      [fresh, gone = &hung_up](boost::system::error_code failed) {
-                                       if (failed == asio::error::operation_aborted)
-                                         return;
+                                       if (failed == asio::error::operation_aborted) return;
                                        *gone = true;
                                        fresh->notify();
                                      });
   };
   try {
-    if (follow)
-      watch();
+    if (follow) watch();
     for (;;) {
       for (const Event& event : events_.after(seen)) {
         nlohmann::json line;
@@ -224,10 +214,8 @@ Task<nlohmann::json> ControlServer::show_events(Client& client, JsonArguments& a
         co_await client.lines.write(line);
         seen = event.number;
       }
-      if (!follow || hung_up || stopping_)
-        break;
-      if (events_.last() == seen)
-        co_await fresh->wait();
+      if (!follow || hung_up || stopping_) break;
+      if (events_.last() == seen) co_await fresh->wait();
     }
   } catch (...) {
     error = std::current_exception();
@@ -238,8 +226,7 @@ Task<nlohmann::json> ControlServer::show_events(Client& client, JsonArguments& a
     client.lines.socket().cancel(ignored);
     co_await asio::post(executor, asio::use_awaitable);  // the aborted wait has run
   }
-  if (error)
-    std::rethrow_exception(error);
+  if (error) std::rethrow_exception(error);
   co_return nlohmann::json::object();
 }
 

@@ -3,16 +3,14 @@
 // time for each client, errors with an id. What a command does is the handler's.
 #pragma once
 
-#include <utility>
-
-#include <functional>
-#include <memory>
-#include <set>
-#include <string>
-
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/local/stream_protocol.hpp>
+#include <functional>
+#include <memory>
 #include <nlohmann/json_fwd.hpp>
+#include <set>
+#include <string>
+#include <utility>
 
 #include "cowd/core/json.hh"
 #include "cowd/core/json_lines.hh"

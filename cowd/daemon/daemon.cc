@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "cowd/daemon/daemon.hh"
 
-#include <thread>
-#include <vector>
-
 #include <signal.h>
 
 #include <boost/asio/as_tuple.hpp>
@@ -15,6 +12,8 @@
 #include <boost/asio/strand.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <nlohmann/json.hpp>
+#include <thread>
+#include <vector>
 
 #include "build/config.h"
 #include "cowd/core/async_io.hh"
@@ -39,8 +38,8 @@ namespace asio = boost::asio;
 // Destroys the coroutines that are left while what they refer to is still there.
 class Reactor : public asio::io_context {
  public:
-  using asio::io_context::io_context;
   using asio::execution_context::shutdown;
+  using asio::io_context::io_context;
 };
 
 class Daemon {
@@ -64,11 +63,9 @@ class Daemon {
     for (unsigned i = 1; i < config_.process.threads; ++i)
       threads.emplace_back([this] { io_.run(); });
     io_.run();
-    for (auto& thread : threads)
-      thread.join();
+    for (auto& thread : threads) thread.join();
     io_.shutdown();
-    if (failure_)
-      std::rethrow_exception(failure_);
+    if (failure_) std::rethrow_exception(failure_);
   }
 
  private:
@@ -79,8 +76,13 @@ class Daemon {
     environment.events = &events_;
     environment.run_dir = &run_dir;
     environment.session = config_.devices.session;
-    environment.host_id = host_id();
-    environment.boot_id = boot_id();
+    try {
+      environment.host_id = host_id();
+      environment.boot_id = boot_id();
+    } catch (const Error& error) {
+      // Formats that sign what they write say so again when they are attached.
+      log(Level::warning, error.what());
+    }
     log(Level::info, text("cowd ", DMU_VERSION, " reads and writes metadata by ",
                           environment.io->engine(), "."));
     return environment;
@@ -98,10 +100,8 @@ class Daemon {
   Task<> obey_signals() {
     for (;;) {
       auto [error, signal] = co_await signals_.async_wait(asio::as_tuple(asio::use_awaitable));
-      if (error)
-        co_return;
-      if (signal != SIGHUP)
-        break;
+      if (error) co_return;
+      if (signal != SIGHUP) break;
       co_await blocking(&std::function<void()>::operator(), &reload_);
     }
     notify_stopping();
@@ -115,8 +115,7 @@ class Daemon {
   }
 
   void ended(std::exception_ptr error) {
-    if (!error)
-      return;
+    if (!error) return;
     failure_ = error;
     io_.stop();
   }

@@ -19,18 +19,12 @@ using namespace std::chrono_literals;
 
 const char* state_name(Device::State state) {
   switch (state) {
-    case Device::State::active:
-      return "active";
-    case Device::State::paused:
-      return "paused";
-    case Device::State::replaying:
-      return "replaying";
-    case Device::State::recovering:
-      return "recovering";
-    case Device::State::detaching:
-      return "detaching";
-    case Device::State::failed:
-      break;
+    case Device::State::active: return "active";
+    case Device::State::paused: return "paused";
+    case Device::State::replaying: return "replaying";
+    case Device::State::recovering: return "recovering";
+    case Device::State::detaching: return "detaching";
+    case Device::State::failed: break;
   }
   return "failed";
 }
@@ -106,8 +100,8 @@ Task<> Device::supervise() {
   supervised_ = false;
   co_await wait_for_users();
   if (!broken.empty()) {
-    failed("kernel-error", text("The channel of ", name_, " broke. ", broken,
-                                " cowd opens another one."));
+    failed("kernel-error",
+           text("The channel of ", name_, " broke. ", broken, " cowd opens another one."));
     become(State::recovering);
     if (!stopping_ && !busy_) {
       asio::steady_timer pause(strand_, 1s);
@@ -119,8 +113,7 @@ Task<> Device::supervise() {
   changed_.notify();
   if (end == Session::End::device_gone) {
     gone_ = true;
-    if (!busy_)
-      co_await removed_by_others();
+    if (!busy_) co_await removed_by_others();
   }
 }
 
@@ -144,23 +137,17 @@ Task<> Device::close_image() {
   image_.reset();
 }
 
-Task<> Device::write_entry() {
-  co_await blocking(&RunDir::write, environment_.run_dir, entry_);
-}
+Task<> Device::write_entry() { co_await blocking(&RunDir::write, environment_.run_dir, entry_); }
 
-Task<> Device::remove_dm_device() {
-  co_await blocking(dm::remove, name_);
-}
+Task<> Device::remove_dm_device() { co_await blocking(dm::remove, name_); }
 
 Task<> Device::wait_for_end() {
-  while (supervised_)
-    co_await changed_.wait();
+  while (supervised_) co_await changed_.wait();
   co_await wait_for_users();
 }
 
 Task<> Device::wait_for_users() {
-  while (users_)
-    co_await changed_.wait();
+  while (users_) co_await changed_.wait();
 }
 
 Task<> Device::detach() {
@@ -176,30 +163,26 @@ Task<> Device::detach() {
   std::exception_ptr error;
   try {
     co_await blocking(dm::suspend, name_);
-    if (session_)
-      co_await session_->commit_all();
+    if (session_) co_await session_->commit_all();
     co_await remove_dm_device();
     gone_ = true;
   } catch (...) {
     error = std::current_exception();
   }
   if (error && !gone_) {  // somebody was faster, or the store cannot be written
-    if (before != State::paused)
-      co_await blocking(dm::resume, name_);
+    if (before != State::paused) co_await blocking(dm::resume, name_);
     become(before);
     std::rethrow_exception(error);
   }
   co_await wait_for_end();
-  if (image_)
-    co_await close_image();
+  if (image_) co_await close_image();
   close_backings();
 }
 
 Task<> Device::pause() {
   auto self = shared_from_this();
   Exclusive exclusive(*this, "paused");
-  if (state() == State::paused)
-    co_return;
+  if (state() == State::paused) co_return;
   if (!session_ || state() != State::active)
     throw Error(EAGAIN, text("The device ", name_, " is ", state_name(state()),
                              " and cannot be paused now."));
@@ -237,8 +220,7 @@ Task<> Device::resume() {
 Task<> Device::stop() {
   auto self = shared_from_this();
   stopping_ = true;
-  if (session_)
-    co_await session_->stop();
+  if (session_) co_await session_->stop();
   co_await wait_for_end();
 }
 
@@ -258,8 +240,7 @@ Task<nlohmann::json> Device::describe() {
                          {"open_count", info ? info->open_count : 0},
                          {"attached_at", entry_.attached_at}};
   json["destinations"] = nlohmann::json::array();
-  if (!image_)
-    co_return json;
+  if (!image_) co_return json;
   auto devs = dests();
   size_t index = 0;
   for (const Destination& destination : image_->destinations())
@@ -273,8 +254,7 @@ Task<nlohmann::json> Device::info() {
   auto self = shared_from_this();
   auto json = co_await describe();
   Using use(*this);
-  if (format_ && format_->info && top_.disk)
-    json["image"] = co_await format_->info(top_.disk);
+  if (format_ && format_->info && top_.disk) json["image"] = co_await format_->info(top_.disk);
   co_return json;
 }
 
@@ -301,8 +281,7 @@ Task<std::vector<MapEntry>> Device::map(std::optional<uint64_t> offset,
   if (first > size)
     throw Error(EINVAL, text("\"offset\" lies beyond the end of ", name_, ", ", size, " bytes."));
   uint64_t bytes = std::min(length.value_or(size), size - first);
-  if (!bytes)
-    co_return std::vector<MapEntry>{};
+  if (!bytes) co_return std::vector<MapEntry>{};
   co_return co_await image_->map({first / 512, bytes / 512});
 }
 

@@ -14,16 +14,14 @@
 // All coroutines run on strand(); what may block runs on threads of its own.
 #pragma once
 
-#include <utility>
-
 #include <atomic>
+#include <boost/asio/any_io_executor.hpp>
 #include <functional>
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
-
-#include <boost/asio/any_io_executor.hpp>
-#include <nlohmann/json_fwd.hpp>
+#include <utility>
 
 #include "cowd/core/backing.hh"
 #include "cowd/core/plugin_loader.hh"
@@ -84,8 +82,7 @@ class Device : public SessionObserver, public std::enable_shared_from_this<Devic
   Task<std::vector<MapEntry>> map(std::optional<uint64_t> offset, std::optional<uint64_t> length);
 
   void replayed() override;
-  void event(const std::string& type, const std::string& sentence,
-             const std::string& id) override;
+  void event(const std::string& type, const std::string& sentence, const std::string& id) override;
 
  private:
   class Exclusive;

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cctype>
-
 #include <nlohmann/json.hpp>
 
 #include "cowd/core/error.hh"
@@ -19,8 +18,8 @@ constexpr size_t kMaxName = 100;
 constexpr int kEntryVersion = 1;
 
 bool name_char(char c) {
-  return std::isalnum(static_cast<unsigned char>(c)) || std::string_view("#+-.:=@_").find(c) !=
-                                                            std::string_view::npos;
+  return std::isalnum(static_cast<unsigned char>(c)) ||
+         std::string_view("#+-.:=@_").find(c) != std::string_view::npos;
 }
 
 }  // namespace
@@ -79,14 +78,11 @@ std::string default_device_name(const std::string& top, const std::set<std::stri
                      : top.starts_with("/dev/")      ? top.substr(5)
                                                      : top.substr(top.rfind('/') + 1);
   std::string name = "dmu-";
-  for (char c : path)
-    name += name_char(c) ? c : '-';
+  for (char c : path) name += name_char(c) ? c : '-';
   name.resize(std::min(name.size(), kMaxName - 8));
-  if (!taken.contains(name))
-    return name;
+  if (!taken.contains(name)) return name;
   for (unsigned number = 2;; ++number)
-    if (std::string numbered = text(name, "-", number); !taken.contains(numbered))
-      return numbered;
+    if (std::string numbered = text(name, "-", number); !taken.contains(numbered)) return numbered;
 }
 
 }  // namespace cowd

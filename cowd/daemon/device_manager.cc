@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "cowd/daemon/device_manager.hh"
 
-#include <fstream>
-
 #include <boost/asio/post.hpp>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "cowd/core/errno_name.hh"
@@ -65,8 +64,7 @@ Task<nlohmann::json> DeviceManager::attach(AttachRequest request) {
 }
 
 Task<nlohmann::json> DeviceManager::attach_here(AttachRequest request) {
-  if (stopping_)
-    throw Error(EAGAIN, "cowd is stopping. Try again when it has been started again.");
+  if (stopping_) throw Error(EAGAIN, "cowd is stopping. Try again when it has been started again.");
   DiskSpec spec = parse_spec(request.spec);
   if (!spec.named.empty())
     spec = co_await blocking(resolve_named_spec, spec, config_.paths.disks_dir);
@@ -96,19 +94,16 @@ Task<> DeviceManager::take_name(const std::string& name, const std::set<std::str
   check_device_name(name);
   Error exists(EEXIST,
                text("There is a device ", name, " already. Give the new one another name."));
-  if (taken.contains(name))
-    throw exists;
+  if (taken.contains(name)) throw exists;
   attaching_.insert(name);  // before we ask the kernel, so that nobody else does
   std::exception_ptr error;
   try {
     auto theirs = co_await blocking(dm::find, name);
-    if (theirs)
-      throw exists;
+    if (theirs) throw exists;
   } catch (...) {
     error = std::current_exception();
   }
-  if (!error)
-    co_return;
+  if (!error) co_return;
   attaching_.erase(name);
   std::rethrow_exception(error);
 }
@@ -116,8 +111,7 @@ Task<> DeviceManager::take_name(const std::string& name, const std::set<std::str
 // A name that neither we nor anybody else has; it is taken from here on.
 Task<std::string> DeviceManager::choose_name(const AttachRequest& request, const DiskSpec& spec) {
   std::set<std::string> taken = attaching_;
-  for (const auto& [name, device] : devices_)
-    taken.insert(name);
+  for (const auto& [name, device] : devices_) taken.insert(name);
   if (!request.name.empty()) {
     co_await take_name(request.name, taken);
     co_return request.name;
@@ -126,8 +120,7 @@ Task<std::string> DeviceManager::choose_name(const AttachRequest& request, const
     std::string name = default_device_name(spec.top.text(), taken);
     // Others may have taken it while we asked the kernel.
     auto known = co_await blocking(dm::find, name);
-    if (!known && !devices_.contains(name) && attaching_.insert(name).second)
-      co_return name;
+    if (!known && !devices_.contains(name) && attaching_.insert(name).second) co_return name;
     taken.insert(name);
   }
 }
@@ -138,8 +131,7 @@ Task<> DeviceManager::claim_stores(const std::string& name, const DiskSpec& spec
     bool writable;
   };
   std::vector<Use> uses{{spec.top, !read_only}};
-  if (spec.base)
-    uses.push_back({*spec.base, false});
+  if (spec.base) uses.push_back({*spec.base, false});
   for (const Use& use : uses) {
     if (use.component.kind != Component::Kind::path)
       continue;  // nothing to look up; open_backing() says what it can do with it
@@ -187,8 +179,7 @@ Task<> DeviceManager::detach_here(std::string wanted) {
     log(Level::info, sentence, {device->name(), {}});
     environment_.events->add("detached", device->name(), sentence);
   }
-  if (error)
-    std::rethrow_exception(error);
+  if (error) std::rethrow_exception(error);
 }
 
 Task<> DeviceManager::pause(std::string wanted) {
@@ -207,10 +198,8 @@ Task<> DeviceManager::resume(std::string wanted) {
 
 Task<DeviceManager::DevicePtr> DeviceManager::find(std::string wanted) {
   std::string name = wanted;
-  if (name.starts_with("/dev/mapper/"))
-    name = name.substr(12);
-  if (auto found = devices_.find(name); found != devices_.end())
-    co_return found->second;
+  if (name.starts_with("/dev/mapper/")) name = name.substr(12);
+  if (auto found = devices_.find(name); found != devices_.end()) co_return found->second;
   std::string spec;
   try {
     spec = parse_spec(wanted).text();
@@ -218,16 +207,14 @@ Task<DeviceManager::DevicePtr> DeviceManager::find(std::string wanted) {
     // Then it was meant as a name.
   }
   for (const auto& [each, device] : devices_)
-    if (!spec.empty() && device->spec_text() == spec)
-      co_return device;
+    if (!spec.empty() && device->spec_text() == spec) co_return device;
   throw Error(ENODEV, text("cowd serves no device ", wanted,
                            ". \"cowctl list\" shows those that are there."));
 }
 
 Task<std::vector<DeviceManager::DevicePtr>> DeviceManager::all() {
   std::vector<DevicePtr> list;
-  for (const auto& [name, device] : devices_)
-    list.push_back(device);
+  for (const auto& [name, device] : devices_) list.push_back(device);
   co_return list;
 }
 
@@ -268,8 +255,7 @@ Task<> DeviceManager::reattach_all() { return on(strand_, reattach_here()); }
 
 Task<> DeviceManager::reattach_here() {
   auto listing = co_await blocking(&RunDir::list, environment_.run_dir);
-  for (const std::string& complaint : listing.complaints)
-    log(Level::warning, complaint);
+  for (const std::string& complaint : listing.complaints) log(Level::warning, complaint);
   std::vector<dm::Info> kernel;
   try {
     kernel = co_await blocking(dm::list);
@@ -279,8 +265,7 @@ Task<> DeviceManager::reattach_here() {
       throw;  // whether they are there decides what is done with their images
   }
   std::set<std::string> uuids, noted;
-  for (const dm::Info& info : kernel)
-    uuids.insert(info.uuid);
+  for (const dm::Info& info : kernel) uuids.insert(info.uuid);
   std::vector<Task<>> tasks;
   for (DeviceEntry& entry : listing.entries) {
     noted.insert(entry.uuid);
@@ -291,8 +276,10 @@ Task<> DeviceManager::reattach_here() {
     if (!noted.contains(info.uuid))
       log(Level::warning,
           text("The device ", info.name, " has the target \"userspace\", but ",
-               environment_.run_dir->path(), " has no note of it. It is left alone; "
-               "\"dmsetup remove ", info.name, "\" removes it."),
+               environment_.run_dir->path(),
+               " has no note of it. It is left alone; "
+               "\"dmsetup remove ",
+               info.name, "\" removes it."),
           {info.name, {}});
   co_await all_of(std::move(tasks));
 }
@@ -324,10 +311,10 @@ Task<> DeviceManager::clean_one(DeviceEntry entry) {
         "detached", name,
         text("The device ", name, " was removed while no cowd ran; its store is closed now."));
   } catch (const std::exception& error) {
-    tell(*environment_.events, name,
-         text("The device ", name, " was removed while no cowd ran, and its store ", entry.spec,
-              " could not be closed: it will be checked when it is attached again. ",
-              error.what()));
+    tell(
+        *environment_.events, name,
+        text("The device ", name, " was removed while no cowd ran, and its store ", entry.spec,
+             " could not be closed: it will be checked when it is attached again. ", error.what()));
   }
   environment_.run_dir->remove(name);
 }
@@ -339,8 +326,7 @@ Task<> DeviceManager::stop_all() {
     co_return;
   }(this));
   std::vector<Task<>> tasks;
-  for (const DevicePtr& device : devices)
-    tasks.push_back(on(device->strand(), device->stop()));
+  for (const DevicePtr& device : devices) tasks.push_back(on(device->strand(), device->stop()));
   co_await all_of(std::move(tasks));
 }
 

@@ -3,19 +3,17 @@
 // a restarted cowd makes of what it finds.
 #pragma once
 
-#include <utility>
-
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/strand.hpp>
 #include <functional>
 #include <map>
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
-
-#include <boost/asio/io_context.hpp>
-#include <boost/asio/strand.hpp>
-#include <nlohmann/json_fwd.hpp>
 
 #include "cowd/daemon/config.hh"
 #include "cowd/daemon/device.hh"

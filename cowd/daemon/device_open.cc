@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // How a device comes up: a new one, or the one that an earlier cowd left.
-#include <utility>
-
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "cowd/core/error.hh"
 #include "cowd/daemon/blocking_call.hh"
@@ -45,11 +44,9 @@ Task<> Device::attach() {
   } catch (...) {
     error = std::current_exception();
   }
-  if (error)
-    co_await undo.run(name_);
+  if (error) co_await undo.run(name_);
   busy_ = nullptr;
-  if (error)
-    std::rethrow_exception(error);
+  if (error) std::rethrow_exception(error);
 }
 
 Task<> Device::attach_steps(Undo& undo) {
@@ -59,8 +56,7 @@ Task<> Device::attach_steps(Undo& undo) {
   });
   co_await open_backings(false);
   undo.add("the opening of the image", [this]() -> Task<> {
-    if (image_)
-      co_await close_image();
+    if (image_) co_await close_image();
   });
   co_await open_image(false);
   undo.add("the note", [this]() -> Task<> {
@@ -71,8 +67,7 @@ Task<> Device::attach_steps(Undo& undo) {
   co_await create_dm_device();
   undo.add("the dm device", [this]() -> Task<> { co_await remove_dm_device(); });
   co_await open_session();
-  while (supervised_ && state() == State::replaying)
-    co_await changed_.wait();
+  while (supervised_ && state() == State::replaying) co_await changed_.wait();
   if (!supervised_)
     throw Error(ENODEV, text("The device ", name_, " was removed while it was attached."));
 }
@@ -103,8 +98,7 @@ Task<> Device::open_image(bool reattach) {
                              ":", spec_.top.text(), "."));
   OpenRequest request;
   request.top = top_.disk;
-  if (base_)
-    request.base = base_->disk;
+  if (base_) request.base = base_->disk;
   request.durability = entry_.durability;
   request.read_only = entry_.read_only;
   request.reattach = reattach;
@@ -116,8 +110,7 @@ Task<> Device::open_image(bool reattach) {
 std::vector<dm::Dest> Device::dests() const {
   std::vector<dm::Dest> list;
   for (const Destination& destination : image_->destinations()) {
-    const Backing& backing =
-        base_ && destination.disk == base_->disk.get() ? *base_ : top_;
+    const Backing& backing = base_ && destination.disk == base_->disk.get() ? *base_ : top_;
     list.push_back({dm::dev_text(backing.dev), destination.writable});
   }
   return list;
@@ -147,8 +140,7 @@ Task<> Device::check_table() {
                              " now. Give the specification back what it meant at attach."));
   auto mine = dests();
   bool same = mine.size() == table.dests.size();
-  for (size_t i = 0; same && i < mine.size(); ++i)
-    same = mine[i].dev == table.dests[i].dev;
+  for (size_t i = 0; same && i < mine.size(); ++i) same = mine[i].dev == table.dests[i].dev;
   if (!same)
     throw Error(EINVAL, text("The device ", name_, " lies on other devices than ", spec_text_,
                              " names now. Give the paths back what they meant at attach."));
@@ -162,8 +154,7 @@ Task<> Device::open_session() {
                                            environment_.session, *this, name_);
       break;
     } catch (const Error& error) {
-      if (error.code() != EBUSY || tries == kFenceTries)
-        throw;
+      if (error.code() != EBUSY || tries == kFenceTries) throw;
     }
     co_await sleep_for(kFenceWait);
   }
@@ -176,8 +167,7 @@ Task<> Device::open_session() {
 
 Task<> Device::reattach() {
   bool served = co_await try_reattach();
-  if (served)
-    co_return;
+  if (served) co_return;
   asio::co_spawn(
       strand_, [self = shared_from_this()]() -> Task<> { co_await self->keep_reattaching(); },
       asio::detached);
@@ -189,11 +179,9 @@ Task<> Device::keep_reattaching() {
     co_await sleep_for(delay);
     delay = std::min(delay * 2, 30000ms);
     // A detach may have begun meanwhile, and needs no daemon.
-    if (busy_ || stopping_ || gone_)
-      continue;
+    if (busy_ || stopping_ || gone_) continue;
     bool served = co_await try_reattach();
-    if (served)
-      co_return;
+    if (served) co_return;
   }
 }
 
@@ -208,8 +196,7 @@ Task<bool> Device::try_reattach() {
     dm::Info info = co_await blocking(dm::info, name_);
     if (info.suspended && !entry_.paused)  // a cowd that died in the middle of something
       co_await blocking(dm::resume, name_);
-    environment_.events->add("reattached", name_, text("The device ", name_,
-                                                       " is served again."));
+    environment_.events->add("reattached", name_, text("The device ", name_, " is served again."));
     co_return true;
   } catch (const std::exception& error) {
     why = error.what();
@@ -218,8 +205,10 @@ Task<bool> Device::try_reattach() {
     close_backings();
     become(State::failed);
   }
-  failed("reattach-failed", text("The device ", name_, " of an earlier cowd is not served yet, "
-                                 "and its users wait. ", why, " cowd goes on trying."));
+  failed("reattach-failed", text("The device ", name_,
+                                 " of an earlier cowd is not served yet, "
+                                 "and its users wait. ",
+                                 why, " cowd goes on trying."));
   co_return supervised_;
 }
 

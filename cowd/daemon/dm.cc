@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "cowd/daemon/dm.hh"
 
-#include <cerrno>
-#include <memory>
-
 #include <sys/sysmacros.h>
 
+#include <cerrno>
+#include <memory>
 #include <nlohmann/json.hpp>
 
 #include "cowd/core/error.hh"
@@ -83,17 +82,14 @@ std::optional<Info> find(const std::string& name) {
   dmu_info raw = sized_info();
   dmu_error error{};
   int result = dmu_get_info(name.c_str(), &raw, &error);
-  if (result == -ENXIO)
-    return std::nullopt;
-  if (result < 0)
-    throw Error(-result, error.text);
+  if (result == -ENXIO) return std::nullopt;
+  if (result < 0) throw Error(-result, error.text);
   return from(raw);
 }
 
 Info info(const std::string& name) {
   auto found = find(name);
-  if (!found)
-    throw Error(ENXIO, text("The device ", name, " is not there any more."));
+  if (!found) throw Error(ENXIO, text("The device ", name, " is not there any more."));
   return *found;
 }
 

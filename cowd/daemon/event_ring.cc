@@ -2,9 +2,8 @@
 #include "cowd/daemon/event_ring.hh"
 
 #include <chrono>
-#include <utility>
-
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "cowd/core/units.hh"
 
@@ -16,30 +15,25 @@ nlohmann::json to_json(const Event& event) {
                          {"type", event.type},
                          {"device", event.device},
                          {"message", event.message}};
-  if (!event.id.empty())
-    json["id"] = event.id;
+  if (!event.id.empty()) json["id"] = event.id;
   return json;
 }
 
-void EventRing::add(const std::string& type, const std::string& device,
-                    const std::string& message, const std::string& id) {
+void EventRing::add(const std::string& type, const std::string& device, const std::string& message,
+                    const std::string& id) {
   std::lock_guard lock(mutex_);
   events_.push_back(
       {++last_, format_rfc3339(std::chrono::system_clock::now()), type, device, message, id});
-  if (events_.size() > kCapacity)
-    events_.pop_front();
-  for (auto& [subscription, wake] : wakes_)
-    wake();
+  if (events_.size() > kCapacity) events_.pop_front();
+  for (auto& [subscription, wake] : wakes_) wake();
 }
 
 std::vector<Event> EventRing::after(uint64_t number, size_t most) const {
   std::lock_guard lock(mutex_);
   std::vector<Event> found;
   for (const Event& event : events_) {
-    if (found.size() == most)
-      break;
-    if (event.number > number)
-      found.push_back(event);
+    if (found.size() == most) break;
+    if (event.number > number) found.push_back(event);
   }
   return found;
 }

@@ -7,10 +7,9 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
-
-#include <nlohmann/json_fwd.hpp>
 
 namespace cowd {
 
@@ -20,7 +19,7 @@ struct Event {
   std::string type;     // docs/control-protocol.md
   std::string device;   // empty: about cowd itself
   std::string message;
-  std::string id;       // of a failure, as in the log
+  std::string id;  // of a failure, as in the log
 };
 
 nlohmann::json to_json(const Event& event);

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "cowd/daemon/journal_sink.hh"
 
-#include <array>
-#include <string>
-
-#include <boost/log/attributes/value_extraction.hpp>
-#include <boost/log/expressions/message.hpp>
 #include <sys/uio.h>
 #include <syslog.h>
 #include <systemd/sd-journal.h>
+
+#include <array>
+#include <boost/log/attributes/value_extraction.hpp>
+#include <boost/log/expressions/message.hpp>
+#include <string>
 
 #include "cowd/daemon/log.hh"
 
@@ -18,14 +18,10 @@ namespace {
 
 int priority(Level level) {
   switch (level) {
-    case Level::debug:
-      return LOG_DEBUG;
-    case Level::info:
-      return LOG_INFO;
-    case Level::warning:
-      return LOG_WARNING;
-    case Level::error:
-      break;
+    case Level::debug: return LOG_DEBUG;
+    case Level::info: return LOG_INFO;
+    case Level::warning: return LOG_WARNING;
+    case Level::error: break;
   }
   return LOG_ERR;
 }
@@ -44,14 +40,11 @@ void JournalBackend::consume(const boost::log::record_view& record) {
   add("MESSAGE", message ? message.get() : std::string());
   add("PRIORITY", std::to_string(priority(level ? level.get() : Level::info)));
   add("SYSLOG_IDENTIFIER", "cowd");
-  if (auto device = log::extract<std::string>("Device", record))
-    add("COWD_DEVICE", device.get());
-  if (auto id = log::extract<std::string>("Id", record))
-    add("COWD_ERROR_ID", id.get());
+  if (auto device = log::extract<std::string>("Device", record)) add("COWD_DEVICE", device.get());
+  if (auto id = log::extract<std::string>("Id", record)) add("COWD_ERROR_ID", id.get());
 
   std::array<iovec, 5> vector;
-  for (size_t i = 0; i < used; ++i)
-    vector[i] = {fields[i].data(), fields[i].size()};
+  for (size_t i = 0; i < used; ++i) vector[i] = {fields[i].data(), fields[i].size()};
   sd_journal_sendv(vector.data(), static_cast<int>(used));
 }
 

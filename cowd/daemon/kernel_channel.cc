@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-#include "cowd/daemon/channel.hh"
-
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
 #include <boost/asio/use_awaitable.hpp>
 
 #include "cowd/core/error.hh"
+#include "cowd/daemon/channel.hh"
 #include "cowd/daemon/text.hh"
 #include "libdmu/dmu.h"
 
@@ -43,26 +42,22 @@ class KernelChannel : public Channel {
 
   size_t receive(std::span<dmu_msg> messages) override {
     ssize_t count = dmu_channel_receive(channel_.get(), messages.data(), messages.size());
-    if (count == -EAGAIN)
-      return 0;
-    if (count < 0)
-      throw broken(static_cast<int>(-count));
+    if (count == -EAGAIN) return 0;
+    if (count < 0) throw broken(static_cast<int>(-count));
     return static_cast<size_t>(count);
   }
 
   void send(std::span<const dmu_msg> messages, std::span<int> results) override {
     ssize_t sent =
         dmu_channel_send(channel_.get(), messages.data(), messages.size(), results.data());
-    if (sent < 0)
-      throw broken(static_cast<int>(-sent));
+    if (sent < 0) throw broken(static_cast<int>(-sent));
   }
 
   uint64_t generation() const override { return dmu_channel_attach(channel_.get())->gen; }
 
  private:
   Error broken(int code) const {
-    if (code == ENODEV)
-      return Error(code, text("The device ", device_, " was removed."));
+    if (code == ENODEV) return Error(code, text("The device ", device_, " was removed."));
     return Error(code, text("The kernel refused the channel of ", device_, ": ",
                             std::generic_category().message(code), "."));
   }
@@ -75,13 +70,12 @@ class KernelChannel : public Channel {
 
 }  // namespace
 
-std::unique_ptr<Channel> open_kernel_channel(asio::any_io_executor executor,
-                                             const std::string& key, const std::string& device) {
+std::unique_ptr<Channel> open_kernel_channel(asio::any_io_executor executor, const std::string& key,
+                                             const std::string& device) {
   dmu_channel* raw = nullptr;
   dmu_error error{};
   int result = dmu_channel_open(key.c_str(), &raw, &error);
-  if (result < 0)
-    throw Error(-result, error.text);
+  if (result < 0) throw Error(-result, error.text);
   return std::make_unique<KernelChannel>(std::move(executor), ChannelHandle(raw), device);
 }
 

@@ -4,15 +4,7 @@
 
 #include "cowd/daemon/log.hh"
 
-#include <utility>
-
 #include <atomic>
-#include <cerrno>
-#include <cstring>
-#include <fstream>
-#include <iostream>
-#include <mutex>
-
 #include <boost/log/attributes/clock.hpp>
 #include <boost/log/attributes/constant.hpp>
 #include <boost/log/core.hpp>
@@ -27,6 +19,12 @@
 #include <boost/log/support/date_time.hpp>
 #include <boost/log/utility/manipulators/add_value.hpp>
 #include <boost/make_shared.hpp>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <iostream>
+#include <mutex>
+#include <utility>
 
 #include "cowd/core/error.hh"
 #include "cowd/daemon/journal_sink.hh"
@@ -67,25 +65,22 @@ std::mutex sinks_mutex;
 std::vector<OpenSink> open_sinks;
 
 void format_line(const boost::log::record_view& record, boost::log::formatting_ostream& out) {
-  static const auto time =
-      expr::stream << expr::format_date_time<boost::posix_time::ptime>("TimeStamp",
-                                                                       "%Y-%m-%dT%H:%M:%S.%fZ");
+  static const auto time = expr::stream << expr::format_date_time<boost::posix_time::ptime>(
+                               "TimeStamp", "%Y-%m-%dT%H:%M:%S.%fZ");
   time(record, out);
   if (auto level = boost::log::extract<Level>("Severity", record))
     out << ' ' << level_name(level.get());
   if (auto device = boost::log::extract<std::string>("Device", record))
     out << " [" << device.get() << ']';
   out << ' ' << record[expr::smessage];
-  if (auto id = boost::log::extract<std::string>("Id", record))
-    out << " (" << id.get() << ')';
+  if (auto id = boost::log::extract<std::string>("Id", record)) out << " (" << id.get() << ')';
 }
 
 template <typename Backend>
 OpenSink start(boost::shared_ptr<Backend> backend, bool text) {
   auto sink = boost::make_shared<Sink<Backend>>(backend);
   if constexpr (!std::is_same_v<Backend, JournalBackend>)
-    if (text)
-      sink->set_formatter(&format_line);
+    if (text) sink->set_formatter(&format_line);
   return {sink, [sink] {
             sink->stop();
             sink->flush();
@@ -129,14 +124,10 @@ OpenSink open_syslog() {
 
 OpenSink open_target(LogTarget target, const LogSettings& settings) {
   switch (target) {
-    case LogTarget::file:
-      return open_file(settings.file);
-    case LogTarget::journald:
-      return start(boost::make_shared<JournalBackend>(), false);
-    case LogTarget::syslog:
-      return open_syslog();
-    case LogTarget::console:
-      break;
+    case LogTarget::file: return open_file(settings.file);
+    case LogTarget::journald: return start(boost::make_shared<JournalBackend>(), false);
+    case LogTarget::syslog: return open_syslog();
+    case LogTarget::console: break;
   }
   return open_console();
 }
@@ -153,12 +144,10 @@ void write_record(Level level, std::string_view sentence, LogContext context) {
   static boost::log::sources::severity_logger_mt<Level> logger;
   namespace attrs = boost::log::attributes;
   auto record = logger.open_record(boost::log::keywords::severity = level);
-  if (!record)
-    return;
+  if (!record) return;
   auto add = [&](const char* name, std::string_view value) {
     if (!value.empty())
-      record.attribute_values().insert(
-          name, attrs::make_constant(std::string(value)).get_value());
+      record.attribute_values().insert(name, attrs::make_constant(std::string(value)).get_value());
   };
   add("Device", context.device);
   add("Id", context.id);
@@ -173,11 +162,11 @@ void tell_of_drops() {
   static std::atomic<uint64_t> told{0};
   uint64_t now = dropped.load(std::memory_order_relaxed);
   uint64_t before = told.load(std::memory_order_relaxed);
-  if (now == before || !told.compare_exchange_strong(before, now))
-    return;
+  if (now == before || !told.compare_exchange_strong(before, now)) return;
   write_record(Level::warning,
-               text(now - before, " log records were dropped because they came faster than they "
-                                  "could be written."),
+               text(now - before,
+                    " log records were dropped because they came faster than they "
+                    "could be written."),
                {});
 }
 
@@ -185,34 +174,25 @@ void tell_of_drops() {
 
 std::string_view level_name(Level level) {
   switch (level) {
-    case Level::debug:
-      return "debug";
-    case Level::info:
-      return "info";
-    case Level::warning:
-      return "warning";
-    case Level::error:
-      break;
+    case Level::debug: return "debug";
+    case Level::info: return "info";
+    case Level::warning: return "warning";
+    case Level::error: break;
   }
   return "error";
 }
 
 std::optional<Level> level_from_name(std::string_view name) {
   for (Level level : {Level::debug, Level::info, Level::warning, Level::error})
-    if (level_name(level) == name)
-      return level;
+    if (level_name(level) == name) return level;
   return std::nullopt;
 }
 
 std::optional<LogTarget> log_target_from_name(std::string_view name) {
-  if (name == "console")
-    return LogTarget::console;
-  if (name == "file")
-    return LogTarget::file;
-  if (name == "journald")
-    return LogTarget::journald;
-  if (name == "syslog")
-    return LogTarget::syslog;
+  if (name == "console") return LogTarget::console;
+  if (name == "file") return LogTarget::file;
+  if (name == "journald") return LogTarget::journald;
+  if (name == "syslog") return LogTarget::syslog;
   return std::nullopt;
 }
 
@@ -221,19 +201,16 @@ void open_log(const LogSettings& settings) {
   auto core = boost::log::core::get();
   std::vector<OpenSink> fresh;
   try {
-    for (LogTarget target : settings.targets)
-      fresh.push_back(open_target(target, settings));
+    for (LogTarget target : settings.targets) fresh.push_back(open_target(target, settings));
   } catch (...) {
-    for (auto& open : fresh)
-      open.stop();
+    for (auto& open : fresh) open.stop();
     throw;
   }
   static bool clock_added = false;
   if (!std::exchange(clock_added, true))
     core->add_global_attribute("TimeStamp", boost::log::attributes::utc_clock());
   close_sinks(open_sinks);
-  for (auto& open : fresh)
-    core->add_sink(open.sink);
+  for (auto& open : fresh) core->add_sink(open.sink);
   open_sinks = std::move(fresh);
   set_log_level(settings.level);
 }
@@ -250,8 +227,7 @@ void set_log_level(Level level) { current_level.store(level, std::memory_order_r
 Level log_level() { return current_level.load(std::memory_order_relaxed); }
 
 void log(Level level, std::string_view sentence, LogContext context) {
-  if (level < log_level())
-    return;
+  if (level < log_level()) return;
   write_record(level, sentence, context);
   tell_of_drops();
 }

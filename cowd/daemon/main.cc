@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // cowd: the command line, and the order in which the process is prepared.
-#include <utility>
-
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
 #include <iostream>
 #include <optional>
 #include <string>
-
-#include <CLI/CLI.hpp>
+#include <utility>
 
 #include "build/config.h"
 #include "cowd/core/error.hh"
@@ -48,16 +46,12 @@ cowd::Config make_config(const CommandLine& line) {
     config = cowd::load_config(absolute(line.config));
   else if (std::filesystem::exists(installed))
     config = cowd::load_config(installed);
-  if (!line.log_level.empty())
-    config.log.level = *cowd::level_from_name(line.log_level);
-  if (!line.socket.empty())
-    config.paths.socket = absolute(line.socket);
-  if (!line.run_dir.empty())
-    config.paths.run_dir = absolute(line.run_dir);
+  if (!line.log_level.empty()) config.log.level = *cowd::level_from_name(line.log_level);
+  if (!line.socket.empty()) config.paths.socket = absolute(line.socket);
+  if (!line.run_dir.empty()) config.paths.run_dir = absolute(line.run_dir);
   for (auto it = line.plugin_dirs.rbegin(); it != line.plugin_dirs.rend(); ++it)
     config.paths.plugin_dirs.insert(config.paths.plugin_dirs.begin(), absolute(*it));
-  if (line.foreground)
-    config.log.targets = {cowd::LogTarget::console};
+  if (line.foreground) config.log.targets = {cowd::LogTarget::console};
   return config;
 }
 
@@ -81,8 +75,7 @@ int serve(const CommandLine& line) {
   // Before the log: its threads inherit what this sets.
   auto complaints = cowd::prepare_process(config.process);
   cowd::open_log(config.log);
-  for (const auto& complaint : complaints)
-    cowd::log(cowd::Level::warning, complaint);
+  for (const auto& complaint : complaints) cowd::log(cowd::Level::warning, complaint);
   int code = 0;
   try {
     cowd::RunDir run_dir(config.paths.run_dir);
@@ -91,8 +84,7 @@ int serve(const CommandLine& line) {
     code = kFailed;
     cowd::log(cowd::Level::error, error.what(), {{}, cowd::new_error_id()});
     // Nobody may be looking where the log goes.
-    if (!on_console(config.log))
-      std::cerr << "cowd: " << error.what() << std::endl;
+    if (!on_console(config.log)) std::cerr << "cowd: " << error.what() << std::endl;
   }
   cowd::close_log();
   return code;

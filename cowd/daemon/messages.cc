@@ -15,27 +15,21 @@ const Range& range_of(const Answer& answer) {
 
 uint32_t side_dest(const Side& side) {
   switch (side.kind) {
-    case Side::Kind::zero:
-      return DMU_DEST_ZERO;
-    case Side::Kind::disk:
-      return side.dest;
-    case Side::Kind::none:
-      break;
+    case Side::Kind::zero: return DMU_DEST_ZERO;
+    case Side::Kind::disk: return side.dest;
+    case Side::Kind::none: break;
   }
   return DMU_DEST_NONE;
 }
 
-uint64_t side_sector(const Side& side) {
-  return side.kind == Side::Kind::disk ? side.sector : 0;
-}
+uint64_t side_sector(const Side& side) { return side.kind == Side::Kind::disk ? side.sector : 0; }
 
 OutMessage map_message(uint64_t id, const Extent& extent) {
   OutMessage out;
   out.msg = dmu_msg_map(id, extent.range.sector, extent.range.len);
   dmu_map_read(&out.msg, side_dest(extent.read), side_sector(extent.read));
   dmu_map_write(&out.msg, side_dest(extent.write), side_sector(extent.write));
-  if (extent.granule)
-    dmu_map_overlay(&out.msg, extent.granule);
+  if (extent.granule) dmu_map_overlay(&out.msg, extent.granule);
   out.msg.flags |= (extent.copy_first ? DMU_F_COPY_FIRST : 0) | (extent.sync ? DMU_F_SYNC : 0) |
                    (extent.is_volatile ? DMU_F_VOLATILE : 0) |
                    (extent.temporary ? DMU_F_TEMPORARY : 0) |
@@ -54,8 +48,7 @@ OutMessage bitmap_message(uint64_t id, Bitmap bitmap) {
 
 OutMessage data_message(uint64_t id, Data data) {
   OutMessage out;
-  out.msg = dmu_msg_data(id, data.range.sector, nullptr,
-                         static_cast<uint32_t>(data.bytes.size()));
+  out.msg = dmu_msg_data(id, data.range.sector, nullptr, static_cast<uint32_t>(data.bytes.size()));
   out.payload = std::move(data.bytes);
   return out;
 }
@@ -68,10 +61,8 @@ bool is_overlay(const Answer& answer) {
 }  // namespace
 
 OutMessage answer_message(uint64_t id, Answer answer) {
-  if (auto* extent = std::get_if<Extent>(&answer))
-    return map_message(id, *extent);
-  if (auto* bitmap = std::get_if<Bitmap>(&answer))
-    return bitmap_message(id, std::move(*bitmap));
+  if (auto* extent = std::get_if<Extent>(&answer)) return map_message(id, *extent);
+  if (auto* bitmap = std::get_if<Bitmap>(&answer)) return bitmap_message(id, std::move(*bitmap));
   return data_message(id, std::move(std::get<Data>(answer)));
 }
 
@@ -82,15 +73,13 @@ OutMessage push_message(uint64_t gen, Answer answer) {
 }
 
 bool can_push(const Answer& answer) {
-  if (std::holds_alternative<Data>(answer))
-    return false;
+  if (std::holds_alternative<Data>(answer)) return false;
   const auto* extent = std::get_if<Extent>(&answer);
   return !extent || !extent->temporary;
 }
 
 Access fault_access(const dmu_msg& fault) {
-  if (fault.flags & DMU_F_LEAF)
-    return Access::leaf;
+  if (fault.flags & DMU_F_LEAF) return Access::leaf;
   return fault.flags & DMU_F_WRITE ? Access::write : Access::read;
 }
 
@@ -115,18 +104,15 @@ std::vector<OutMessage> fault_answers(uint64_t id, uint64_t gen, Range range,
       main = answer_message(id, std::move(answer));
       continue;
     }
-    if (!can_push(answer))
-      continue;
+    if (!can_push(answer)) continue;
     // Bits are loaded into an overlay that is there; plain extents are put there
     // first, so that the bios that the id lets go on find all of them.
     auto& list = overlay || std::holds_alternative<Bitmap>(answer) ? after : before;
     list.push_back(push_message(gen, std::move(answer)));
   }
-  if (!found)
-    return {};
+  if (!found) return {};
   before.push_back(std::move(main));
-  for (auto& message : after)
-    before.push_back(std::move(message));
+  for (auto& message : after) before.push_back(std::move(message));
   return before;
 }
 

@@ -2,11 +2,11 @@
 // Between the plugin's words and the kernel's messages.
 #pragma once
 
+#include <linux/dm-userspace.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <vector>
-
-#include <linux/dm-userspace.h>
 
 #include "formats/plugin.hh"
 

@@ -2,14 +2,12 @@
 // Awaiting work that runs on another strand.
 #pragma once
 
-#include <utility>
-
-#include <vector>
-
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <utility>
+#include <vector>
 
 #include "cowd/daemon/signal_event.hh"
 #include "formats/plugin.hh"
@@ -34,8 +32,7 @@ inline Task<> all_of(std::vector<Task<>> tasks) {
       --*left;
       ended->notify();
     });
-  while (*left)
-    co_await ended->wait();
+  while (*left) co_await ended->wait();
 }
 
 }  // namespace cowd

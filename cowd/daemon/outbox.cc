@@ -19,8 +19,7 @@ std::vector<Outbox::Refused> Outbox::send(Channel& channel) {
     }
     channel.send({batch.data(), count}, {results.data(), count});
     for (size_t i = 0; i < count; ++i) {
-      if (results[i] < 0)
-        refused.push_back({std::move(waiting_.front()), -results[i]});
+      if (results[i] < 0) refused.push_back({std::move(waiting_.front()), -results[i]});
       waiting_.pop_front();
     }
   }

@@ -1,10 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "cowd/daemon/process.hh"
 
-#include <cerrno>
-#include <fstream>
-#include <limits>
-
 #include <fcntl.h>
 #include <malloc.h>
 #include <pthread.h>
@@ -16,6 +12,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <fstream>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "cowd/core/errno_name.hh"
@@ -42,8 +41,7 @@ void drop_inherited_files() {
 
 bool set_stack_size() {
   pthread_attr_t attributes;
-  if (pthread_attr_init(&attributes) != 0)
-    return false;
+  if (pthread_attr_init(&attributes) != 0) return false;
   bool done = pthread_attr_setstacksize(&attributes, kStackBytes) == 0 &&
               pthread_setattr_default_np(&attributes) == 0;
   pthread_attr_destroy(&attributes);
@@ -54,8 +52,7 @@ bool set_stack_size() {
 // that the host has let go of; ours do not reach the host, and our exit unmounts
 // nothing that needs us.
 bool own_mounts() {
-  return unshare(CLONE_NEWNS) == 0 &&
-         mount("none", "/", nullptr, MS_REC | MS_SLAVE, nullptr) == 0;
+  return unshare(CLONE_NEWNS) == 0 && mount("none", "/", nullptr, MS_REC | MS_SLAVE, nullptr) == 0;
 }
 
 bool protect_from_oom() {
@@ -71,14 +68,13 @@ std::vector<std::string> prepare_process(const Config::Process& settings) {
   auto want = [&](bool done, const char* what, const char* key) {
     if (!done)
       complaints.push_back(text("cowd could not ", what, " (", errno_text(errno),
-                                "). It works without, but is less safe when memory is short; ",
-                                key, " = false in the configuration silences this."));
+                                "). It works without, but is less safe when memory is short; ", key,
+                                " = false in the configuration silences this."));
   };
   drop_inherited_files();
   signal(SIGPIPE, SIG_IGN);
   errno = 0;
-  if (chdir("/") < 0)
-    complaints.push_back("cowd could not change to the directory /.");
+  if (chdir("/") < 0) complaints.push_back("cowd could not change to the directory /.");
   umask(0077);
   // Each arena of malloc would be one more region to lock.
   mallopt(M_ARENA_MAX, 2);
@@ -101,13 +97,12 @@ nlohmann::json process_stats() {
   std::string key;
   while (status >> key) {
     uint64_t value = 0;
-    const char* name = key == "VmRSS:"   ? "resident_bytes"
-                       : key == "VmLck:" ? "locked_bytes"
-                       : key == "VmHWM:" ? "peak_resident_bytes"
+    const char* name = key == "VmRSS:"     ? "resident_bytes"
+                       : key == "VmLck:"   ? "locked_bytes"
+                       : key == "VmHWM:"   ? "peak_resident_bytes"
                        : key == "Threads:" ? "threads"
                                            : nullptr;
-    if (name && status >> value)
-      json[name] = key == "Threads:" ? value : value * 1024;
+    if (name && status >> value) json[name] = key == "Threads:" ? value : value * 1024;
     status.clear();
     status.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
   }

@@ -3,10 +3,9 @@
 // for a file system or for a log that waits for it.
 #pragma once
 
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
-
-#include <nlohmann/json_fwd.hpp>
 
 #include "cowd/daemon/config.hh"
 

@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "cowd/daemon/run_dir.hh"
 
-#include <cerrno>
-#include <cstdio>
-#include <filesystem>
-#include <fstream>
-#include <sstream>
-
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/error.hh"
@@ -42,10 +41,8 @@ bool write_all(int fd, const std::string& content) {
   size_t done = 0;
   while (done < content.size()) {
     ssize_t count = ::write(fd, content.data() + done, content.size() - done);
-    if (count < 0 && errno == EINTR)
-      continue;
-    if (count <= 0)
-      return false;
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) return false;
     done += static_cast<size_t>(count);
   }
   return true;
@@ -72,8 +69,7 @@ RunDir::RunDir(std::string path) : path_(std::move(path)) {
   }
   // Only for the sentence above; a full file system is no reason not to start.
   std::string pid = text(getpid(), "\n");
-  if (ftruncate(lock_, 0) == 0)
-    write_all(lock_, pid);
+  if (ftruncate(lock_, 0) == 0) write_all(lock_, pid);
 }
 
 RunDir::~RunDir() { close(lock_); }
@@ -88,18 +84,15 @@ void RunDir::write(const DeviceEntry& entry) const {
   int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
   int code = fd < 0 ? errno : 0;
   if (fd >= 0) {
-    if (!write_all(fd, to_json(entry).dump(2) + "\n"))
-      code = errno ? errno : ENOSPC;
-    if (close(fd) < 0 && !code)
-      code = errno;
-    if (!code && rename(temporary.c_str(), target.c_str()) < 0)
-      code = errno;
+    if (!write_all(fd, to_json(entry).dump(2) + "\n")) code = errno ? errno : ENOSPC;
+    if (close(fd) < 0 && !code) code = errno;
+    if (!code && rename(temporary.c_str(), target.c_str()) < 0) code = errno;
   }
-  if (!code)
-    return;
+  if (!code) return;
   unlink(temporary.c_str());
   throw Error(code, text("The note of ", entry.name, " cannot be written to ", target, ": ",
-                         errno_text(code), ". Without it a restarted cowd would not know the "
+                         errno_text(code),
+                         ". Without it a restarted cowd would not know the "
                          "device; make room on that file system and try again."));
 }
 

@@ -18,8 +18,7 @@ Watchdog::Watchdog(boost::asio::io_context& io) : timer_(io) {
 }
 
 void Watchdog::start() {
-  if (interval_.count())
-    ping();
+  if (interval_.count()) ping();
 }
 
 void Watchdog::stop() { timer_.cancel(); }
@@ -28,8 +27,7 @@ void Watchdog::ping() {
   sd_notify(0, "WATCHDOG=1");
   timer_.expires_after(interval_);
   timer_.async_wait([this](boost::system::error_code cancelled) {
-    if (!cancelled)
-      ping();
+    if (!cancelled) ping();
   });
 }
 

@@ -2,11 +2,10 @@
 // The service manager's side: readiness, the watchdog, and the end.
 #pragma once
 
-#include <chrono>
-#include <string>
-
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <chrono>
+#include <string>
 
 namespace cowd {
 

@@ -2,7 +2,6 @@
 #include "cowd/daemon/session.hh"
 
 #include <array>
-
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/post.hpp>
@@ -55,22 +54,18 @@ Task<Session::End> Session::run() {
   auto self = shared_from_this();
   while (state_ != State::ending && !broken_) {
     // Faults that do not fit stay in the kernel, and so do the guests that wait.
-    while (backlog_.size() >= kMaxBacklog && state_ != State::ending)
-      co_await changed_.wait();
+    while (backlog_.size() >= kMaxBacklog && state_ != State::ending) co_await changed_.wait();
     co_await channel_->readable();
-    if (state_ != State::ending)
-      drain();
+    if (state_ != State::ending) drain();
   }
   co_await end_requests();
   std::exception_ptr why = broken_;
   channel_.reset();
-  if (!why)
-    co_return End::stopped;
+  if (!why) co_return End::stopped;
   try {
     std::rethrow_exception(why);
   } catch (const Error& error) {
-    if (error.code() == ENODEV)
-      co_return End::device_gone;
+    if (error.code() == ENODEV) co_return End::device_gone;
     throw;
   }
 }
@@ -81,10 +76,8 @@ bool Session::drain() {
   try {
     while (backlog_.size() < kMaxBacklog) {
       size_t count = channel_->receive(batch);
-      for (size_t i = 0; i < count; ++i)
-        handle(batch[i]);
-      if (count < batch.size())
-        break;
+      for (size_t i = 0; i < count; ++i) handle(batch[i]);
+      if (count < batch.size()) break;
     }
   } catch (...) {
     channel_broken(std::current_exception());
@@ -98,16 +91,14 @@ void Session::handle(const dmu_msg& msg) {
   ++count_.messages;
   if (msg.gen > gen_) {
     gen_ = msg.gen;
-    if (push_again_)
-      push_initial();
+    if (push_again_) push_initial();
   }
   switch (msg.type) {
     case DMU_MSG_PROMOTED:
       ++count_.promotions;
       image_.promoted(promotion_of(msg));
       commits_.promoted(msg.seq);
-      if (commits_.dirty() && !commit_timer_armed_)
-        arm_commit_timer(settings_.commit_interval);
+      if (commits_.dirty() && !commit_timer_armed_) arm_commit_timer(settings_.commit_interval);
       break;
     case DMU_MSG_FLUSH:
       ++count_.flushes;
@@ -117,38 +108,27 @@ void Session::handle(const dmu_msg& msg) {
       ++count_.dones;
       commits_.done(msg.seq, answer_when_durable(msg.id));
       break;
-    case DMU_MSG_REPLAY_DONE:
-      replay_done();
-      break;
+    case DMU_MSG_REPLAY_DONE: replay_done(); break;
     case DMU_MSG_INVALIDATED:
       if (auto found = invalidations_.find(msg.id); found != invalidations_.end())
         found->second = 0;
       changed_.notify();
       break;
-    case DMU_MSG_ERROR:
-      no_space(msg);
-      break;
-    default:
-      request(msg);
+    case DMU_MSG_ERROR: no_space(msg); break;
+    default: request(msg);
   }
 }
 
 // FAULT, DISCARD, ZERO.
 void Session::request(const dmu_msg& msg) {
   switch (msg.type) {
-    case DMU_MSG_FAULT:
-      ++(msg.flags & DMU_F_LEAF ? count_.leaf_faults : count_.faults);
-      break;
-    case DMU_MSG_DISCARD:
-      ++count_.discards;
-      break;
-    case DMU_MSG_ZERO:
-      ++count_.zeroes;
-      break;
+    case DMU_MSG_FAULT: ++(msg.flags & DMU_F_LEAF ? count_.leaf_faults : count_.faults); break;
+    case DMU_MSG_DISCARD: ++count_.discards; break;
+    case DMU_MSG_ZERO: ++count_.zeroes; break;
     default:
       report("kernel-error",
-             text("The kernel sent a message of type ", msg.type,
-                  " for ", device_, ", which this cowd does not know. Is dm-userspace.ko newer "
+             text("The kernel sent a message of type ", msg.type, " for ", device_,
+                  ", which this cowd does not know. Is dm-userspace.ko newer "
                   "than cowd?"),
              kernel_errors_);
       return;
@@ -169,8 +149,7 @@ void Session::start_requests() {
 }
 
 void Session::replay_done() {
-  if (state_ != State::replaying)
-    return;
+  if (state_ != State::replaying) return;
   state_ = State::active;
   push_initial();
   observer_.replayed();
@@ -180,24 +159,20 @@ void Session::replay_done() {
 // Also when an earlier push came too late; what is still there refuses it again.
 void Session::push_initial() {
   push_again_ = false;
-  if (state_ != State::active)
-    return;
+  if (state_ != State::active) return;
   for (auto& answer : image_.initial())
-    if (can_push(answer))
-      send(push_message(gen_, std::move(answer)));
+    if (can_push(answer)) send(push_message(gen_, std::move(answer)));
 }
 
 Task<> Session::serve(dmu_msg msg) {
   std::exception_ptr error;
   try {
     auto messages = co_await resolve(msg);
-    for (auto& message : messages)
-      send(std::move(message));
+    for (auto& message : messages) send(std::move(message));
   } catch (...) {
     error = std::current_exception();
   }
-  if (error)
-    request_failed(msg, error);
+  if (error) request_failed(msg, error);
   --running_requests_;
   start_requests();
   changed_.notify();
@@ -249,8 +224,7 @@ Task<> Session::end_requests() {
   again_timer_.cancel();
   no_space_timer_.cancel();
   for (auto& [id, result] : invalidations_)
-    if (result < 0)
-      result = ENODEV;
+    if (result < 0) result = ENODEV;
   changed_.notify();
   while (running_requests_ || running_commits_ || flush_posted_ || !invalidations_.empty())
     co_await changed_.wait();
@@ -258,8 +232,7 @@ Task<> Session::end_requests() {
 
 Task<> Session::stop() {
   auto self = shared_from_this();
-  if (state_ == State::ending || broken_)
-    co_return;
+  if (state_ == State::ending || broken_) co_return;
   bool committed = state_ == State::active;
   if (committed) {
     try {
@@ -269,8 +242,7 @@ Task<> Session::stop() {
     }
   }
   state_ = State::ending;
-  if (channel_)
-    channel_->cancel();
+  if (channel_) channel_->cancel();
   changed_.notify();
 }
 
@@ -279,15 +251,13 @@ Task<> Session::invalidate(Range range) {
   uint64_t id = next_invalidate_++;
   invalidations_[id] = -1;
   send(dmu_msg_invalidate(id, range.sector, range.len));
-  while (invalidations_[id] < 0 && state_ != State::ending)
-    co_await changed_.wait();
+  while (invalidations_[id] < 0 && state_ != State::ending) co_await changed_.wait();
   int result = invalidations_[id];
   invalidations_.erase(id);
   changed_.notify();
   if (result)
-    throw Error(result < 0 ? ENODEV : result,
-                text("The kernel did not drop sectors ", range.sector, " to ", range.end() - 1,
-                     " of ", device_, "."));
+    throw Error(result < 0 ? ENODEV : result, text("The kernel did not drop sectors ", range.sector,
+                                                   " to ", range.end() - 1, " of ", device_, "."));
 }
 
 nlohmann::json Session::stats() const {
@@ -313,8 +283,7 @@ nlohmann::json Session::stats() const {
       {"waiting_for_space", no_space_.size()},
       {"generation", gen_},
   };
-  if (first_answer_.count() >= 0)
-    json["first_answer_us"] = first_answer_.count();
+  if (first_answer_.count() >= 0) json["first_answer_us"] = first_answer_.count();
   return json;
 }
 

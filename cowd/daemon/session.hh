@@ -14,23 +14,21 @@
 //  ending     After stop() or when the device is gone. Requests under way run to
 //             their end, as they hold the image; then run() returns.
 //
-// Memory: max_requests coroutines, kMaxBacklog messages (112 bytes each), and what
+// Memory: max_requests coroutines, kMaxBacklog messages (96 bytes each), and what
 // the answers of those requests carry until the next write().
 #pragma once
 
-#include <utility>
-
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <chrono>
 #include <deque>
 #include <exception>
 #include <map>
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <set>
 #include <string>
-
-#include <boost/asio/any_io_executor.hpp>
-#include <boost/asio/steady_timer.hpp>
-#include <nlohmann/json_fwd.hpp>
+#include <utility>
 
 #include "cowd/daemon/channel.hh"
 #include "cowd/daemon/commit_group.hh"

@@ -29,8 +29,7 @@ void Session::send(const dmu_msg& msg) { send(OutMessage{msg, {}}); }
 // All answers that are ready by the time the strand gets to it go in one write().
 void Session::send(OutMessage message) {
   outbox_.add(std::move(message));
-  if (flush_posted_)
-    return;
+  if (flush_posted_) return;
   flush_posted_ = true;
   asio::post(executor_, [self = shared_from_this()] {
     self->flush_posted_ = false;
@@ -40,15 +39,13 @@ void Session::send(OutMessage message) {
 }
 
 void Session::flush_outbox() {
-  if (broken_ || !channel_ || outbox_.empty())
-    return;
+  if (broken_ || !channel_ || outbox_.empty()) return;
   if (first_answer_.count() < 0 && count_.faults + count_.leaf_faults > 0)
     first_answer_ = std::chrono::duration_cast<std::chrono::microseconds>(
         std::chrono::steady_clock::now() - started_);
   count_.answers += outbox_.size();
   try {
-    for (auto& each : outbox_.send(*channel_))
-      refused(std::move(each));
+    for (auto& each : outbox_.send(*channel_)) refused(std::move(each));
   } catch (...) {
     channel_broken(std::current_exception());
   }
@@ -56,8 +53,7 @@ void Session::flush_outbox() {
 
 void Session::refused(Outbox::Refused refused) {
   const dmu_msg& msg = refused.message.msg;
-  if (refused.code == ENOMEM)
-    return send_again_later(std::move(refused.message));
+  if (refused.code == ENOMEM) return send_again_later(std::move(refused.message));
   if (msg.type == DMU_MSG_INVALIDATE) {
     if (auto found = invalidations_.find(msg.id); found != invalidations_.end())
       found->second = refused.code;
@@ -65,8 +61,7 @@ void Session::refused(Outbox::Refused refused) {
   }
   if (is_push(msg)) {
     ++count_.pushes_refused;
-    if (refused.code == ESTALE && msg.gen < gen_)
-      return push_initial();
+    if (refused.code == ESTALE && msg.gen < gen_) return push_initial();
     // Otherwise the new generation comes with the next message that has one.
     push_again_ = push_again_ || refused.code == ESTALE;
     return;
@@ -87,27 +82,23 @@ void Session::refused(Outbox::Refused refused) {
 
 void Session::send_again_later(OutMessage message) {
   again_.push_back(std::move(message));
-  if (again_.size() > 1)
-    return;
+  if (again_.size() > 1) return;
   again_timer_.expires_after(kMemoryRetry);
   again_timer_.async_wait([self = shared_from_this()](boost::system::error_code cancelled) {
     auto messages = std::exchange(self->again_, {});
-    if (cancelled)
-      return;
-    for (auto& each : messages)
-      self->send(std::move(each));
+    if (cancelled) return;
+    for (auto& each : messages) self->send(std::move(each));
   });
 }
 
 // ERROR(id): a write found its destination full and is held by the kernel.
 void Session::no_space(const dmu_msg& msg) {
   auto now = std::chrono::steady_clock::now();
-  if (no_space_since_ == std::chrono::steady_clock::time_point{})
-    no_space_since_ = now;
-  bool expired = settings_.no_space_timeout.count() &&
-                 now - no_space_since_ >= settings_.no_space_timeout;
-  bool wait = msg.error == ENOSPC && settings_.no_space == SessionSettings::NoSpace::wait &&
-              !expired;
+  if (no_space_since_ == std::chrono::steady_clock::time_point{}) no_space_since_ = now;
+  bool expired =
+      settings_.no_space_timeout.count() && now - no_space_since_ >= settings_.no_space_timeout;
+  bool wait =
+      msg.error == ENOSPC && settings_.no_space == SessionSettings::NoSpace::wait && !expired;
   std::string destination = text("destination ", msg.write_dest);
   auto destinations = image_.destinations();
   if (msg.write_dest < destinations.size() && destinations[msg.write_dest].disk)
@@ -118,20 +109,17 @@ void Session::no_space(const dmu_msg& msg) {
               wait ? "It waits until there is room there: enlarge what lies under it."
                    : "It fails with an error for whoever wrote."),
          space_errors_);
-  if (!wait)
-    return send(dmu_msg_fail(msg.id, msg.error));
+  if (!wait) return send(dmu_msg_fail(msg.id, msg.error));
   no_space_.insert(msg.id);
   arm_no_space_timer();
 }
 
 void Session::arm_no_space_timer() {
-  if (std::exchange(no_space_armed_, true))
-    return;
+  if (std::exchange(no_space_armed_, true)) return;
   no_space_timer_.expires_after(settings_.no_space_retry);
   no_space_timer_.async_wait([self = shared_from_this()](boost::system::error_code cancelled) {
     self->no_space_armed_ = false;
-    if (!cancelled && self->state_ != State::ending)
-      self->retry_no_space();
+    if (!cancelled && self->state_ != State::ending) self->retry_no_space();
   });
 }
 
@@ -142,25 +130,21 @@ void Session::retry_no_space() {
     no_space_since_ = {};
     return;
   }
-  for (uint64_t id : std::exchange(no_space_, {}))
-    send(dmu_msg_retry(id));
+  for (uint64_t id : std::exchange(no_space_, {})) send(dmu_msg_retry(id));
   arm_no_space_timer();
 }
 
 void Session::channel_broken(std::exception_ptr error) {
-  if (broken_)
-    return;
+  if (broken_) return;
   broken_ = std::move(error);
-  if (channel_)
-    channel_->cancel();
+  if (channel_) channel_->cancel();
   changed_.notify();
 }
 
 // Into the log and the event ring, with one id, not more often than `limit` allows.
 void Session::report(const std::string& type, const std::string& sentence, RateLimit& limit) {
   auto left_out = limit.pass();
-  if (!left_out)
-    return;
+  if (!left_out) return;
   std::string id = new_error_id();
   std::string whole =
       *left_out ? text(sentence, " (", *left_out, " more like it were not shown)") : sentence;

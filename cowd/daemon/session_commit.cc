@@ -29,11 +29,9 @@ CommitGroup::Waiter Session::answer_when_durable(uint64_t id) {
 }
 
 void Session::start_commit() {
-  if (state_ != State::active || broken_)
-    return;
+  if (state_ != State::active || broken_) return;
   auto round = commits_.begin(commit_due_);
-  if (!round)
-    return;
+  if (!round) return;
   commit_due_ = false;
   ++running_commits_;
   auto committing = [self = shared_from_this(), round = *round]() -> Task<> {
@@ -56,8 +54,7 @@ Task<> Session::commit(CommitGroup::Round round) {
   } else {
     ++count_.commits;
     commit_failures_ = 0;
-    if (round.tell)
-      send(dmu_msg_committed(round.seq));
+    if (round.tell) send(dmu_msg_committed(round.seq));
   }
   commits_.finish(failure ? &*failure : nullptr);
   --running_commits_;
@@ -82,8 +79,7 @@ void Session::arm_commit_timer(std::chrono::milliseconds delay) {
   commit_timer_.expires_after(delay);
   commit_timer_.async_wait([self = shared_from_this()](boost::system::error_code cancelled) {
     self->commit_timer_armed_ = false;
-    if (cancelled || !self->commits_.dirty())
-      return;
+    if (cancelled || !self->commits_.dirty()) return;
     self->commit_due_ = true;
     self->start_commit();
   });
@@ -91,10 +87,8 @@ void Session::arm_commit_timer(std::chrono::milliseconds delay) {
 
 Task<> Session::commit_all() {
   auto self = shared_from_this();
-  while (!drain() && !broken_)
-    co_await changed_.wait();
-  if (broken_)
-    std::rethrow_exception(broken_);
+  while (!drain() && !broken_) co_await changed_.wait();
+  if (broken_) std::rethrow_exception(broken_);
   auto outcome = std::make_shared<std::optional<std::optional<Error>>>();
   commits_.all([outcome](const Error* error) {
     outcome->emplace(error ? std::optional<Error>(*error) : std::nullopt);
@@ -106,8 +100,7 @@ Task<> Session::commit_all() {
     co_await changed_.wait();
   }
   flush_outbox();
-  if (**outcome)
-    throw ***outcome;
+  if (**outcome) throw ***outcome;
 }
 
 }  // namespace cowd

@@ -2,14 +2,12 @@
 // Something that coroutines of one strand wait for.
 #pragma once
 
-#include <utility>
-
-#include <chrono>
-
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <chrono>
+#include <utility>
 
 #include "formats/plugin.hh"
 
@@ -22,9 +20,7 @@ class SignalEvent {
   explicit SignalEvent(boost::asio::any_io_executor executor) : timer_(std::move(executor)) {
     timer_.expires_at(boost::asio::steady_timer::time_point::max());
   }
-  Task<> wait() {
-    co_await timer_.async_wait(boost::asio::as_tuple(boost::asio::use_awaitable));
-  }
+  Task<> wait() { co_await timer_.async_wait(boost::asio::as_tuple(boost::asio::use_awaitable)); }
   void notify() { timer_.cancel(); }
 
  private:

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "cowd/daemon/stores.hh"
 
-#include <cerrno>
-
 #include <sys/stat.h>
+
+#include <cerrno>
 
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/error.hh"
@@ -16,8 +16,7 @@ StoreIdentity identify_store(const std::string& path) {
   if (stat(path.c_str(), &st) < 0)
     throw Error(errno, text(path, " cannot be used: ", errno_text(errno),
                             ". Name a block device or a file that is there."));
-  if (S_ISBLK(st.st_mode))
-    return {true, st.st_rdev, 0};
+  if (S_ISBLK(st.st_mode)) return {true, st.st_rdev, 0};
   return {false, st.st_dev, st.st_ino};
 }
 
@@ -40,8 +39,7 @@ void Stores::claim(const std::string& device, const StoreIdentity& store, bool w
 void Stores::release(const std::string& device) {
   for (auto it = uses_.begin(); it != uses_.end();) {
     Use& use = it->second;
-    if (use.writer == device)
-      use.writer.clear();
+    if (use.writer == device) use.writer.clear();
     use.readers.erase(device);
     it = use.writer.empty() && use.readers.empty() ? uses_.erase(it) : std::next(it);
   }

@@ -34,7 +34,7 @@ class Stores {
 
  private:
   struct Use {
-    std::string writer;             // empty: none
+    std::string writer;  // empty: none
     std::set<std::string> readers;
   };
   std::map<StoreIdentity, Use> uses_;

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // The control server over a socket pair, with a handler that a test makes up.
-#include <utility>
-
-#include <filesystem>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/local/connect_pair.hpp>
 #include <boost/asio/write.hpp>
-#include <gtest/gtest.h>
+#include <filesystem>
 #include <nlohmann/json.hpp>
-#include <sys/stat.h>
+#include <utility>
 
 #include "cowd/core/control_client.hh"
 #include "cowd/core/error.hh"
@@ -26,10 +25,8 @@ using nlohmann::json;
 
 Task<json> fake(const std::string& command, JsonArguments& arguments,
                 const ControlServer::Tell& tell) {
-  if (command == "fail")
-    throw Error(EBUSY, "The disk is busy.");
-  if (command == "defect")
-    throw std::runtime_error("a defect");
+  if (command == "fail") throw Error(EBUSY, "The disk is busy.");
+  if (command == "defect") throw std::runtime_error("a defect");
   if (command == "huge") {
     json result;
     result["text"] = std::string(2 << 20, 'x');
@@ -65,8 +62,7 @@ class ControlTest : public testing::Test {
   }
   void settle() {
     io.restart();
-    while (io.poll() > 0)
-      io.restart();
+    while (io.poll() > 0) io.restart();
   }
 
   asio::io_context io;
@@ -144,8 +140,7 @@ TEST_F(ControlTest, ALineWithoutEndEndsTheConnection) {
   for (int i = 0; i < 40 && !error; ++i) {
     client->socket().non_blocking(true);
     client->socket().write_some(asio::buffer(block), error);
-    if (error == asio::error::would_block)
-      error = {};
+    if (error == asio::error::would_block) error = {};
     settle();
   }
   EXPECT_EQ(served, 1);
@@ -209,8 +204,8 @@ TEST(AttachRequest, TakesItsArgumentsAndNoOthers) {
   EXPECT_EQ(request.queue_if_no_daemon, false);
   EXPECT_EQ(request.no_daemon_seconds, 5U);
 
-  for (const json& features : {json{{"no_daemon", "sleep"}}, json{{"max_extents", 1ULL << 40}},
-                               json{{"speed", 1}}}) {
+  for (const json& features :
+       {json{{"no_daemon", "sleep"}}, json{{"max_extents", 1ULL << 40}}, json{{"speed", 1}}}) {
     object["features"] = features;
     JsonArguments wrong(object, "attach");
     wrong.need_string("cmd");

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // The parts of cowd that need neither a kernel nor a reactor: configuration, events,
 // who shares what, names, notes, group commit, the shape of answers.
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <regex>
 #include <sstream>
-
-#include <gtest/gtest.h>
-#include <nlohmann/json.hpp>
 
 #include "cowd/core/error.hh"
 #include "cowd/daemon/commit_group.hh"
@@ -64,8 +64,7 @@ std::vector<std::string> keys_in(const std::string& path, const std::string& tab
   std::string line, table;
   std::smatch match;
   while (std::getline(in, line)) {
-    if (line == ".SH EXAMPLE")
-      break;
+    if (line == ".SH EXAMPLE") break;
     if (std::regex_match(line, match, std::regex(table_line)))
       table = match[1];
     else if (!table.empty() && std::regex_match(line, match, std::regex(key_line)))
@@ -119,7 +118,8 @@ TEST(Config, RefusesByNameAndLine) {
            Case{"[log]\nlevel = \"loud\"\n", "cowd.toml:2: log.level has to be one of"},
            Case{"[process]\nthreads = 0\n", "process.threads has to be a whole number from 1"},
            Case{"[process]\nthreads = \"4\"\n", "process.threads has to be a whole number"},
-           Case{"[devices]\ncommit_interval = \"1h\"\n", "devices.commit_interval has to be a time"},
+           Case{"[devices]\ncommit_interval = \"1h\"\n",
+                "devices.commit_interval has to be a time"},
            Case{"[paths]\nsocket = \"here\"\n", "paths.socket has to be an absolute path"},
            Case{"[log]\ntargets = [\"file\"]\n", "log.file has to name one"},
            Case{"[log]\ntargets = []\n", "log.targets has to hold at least one"},
@@ -140,8 +140,7 @@ TEST(Config, MissingFileIsASentence) {
 
 TEST(EventRing, KeepsTheLastThousand) {
   EventRing ring;
-  for (int i = 0; i < 1500; ++i)
-    ring.add("attached", "disk", "A sentence.");
+  for (int i = 0; i < 1500; ++i) ring.add("attached", "disk", "A sentence.");
   auto events = ring.after(0);
   ASSERT_EQ(events.size(), EventRing::kCapacity);
   EXPECT_EQ(events.front().number, 501U);
@@ -315,8 +314,7 @@ TEST(CommitGroup, OneAtATimeAndTheNextTakesAllThatWaited) {
   ASSERT_TRUE(round);
   EXPECT_EQ(round->seq, 5U);
   group.finish(nullptr);
-  EXPECT_EQ(outcomes.list,
-            (std::vector<std::string>{"a durable", "b durable", "c durable"}));
+  EXPECT_EQ(outcomes.list, (std::vector<std::string>{"a durable", "b durable", "c durable"}));
 }
 
 TEST(CommitGroup, ADoneNeedsADataFlushAndIsToldOf) {

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // A session between a channel that a test plays and an image that a test holds up.
-#include <utility>
-
-#include <deque>
-#include <functional>
+#include <gtest/gtest.h>
 
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/strand.hpp>
-#include <gtest/gtest.h>
+#include <deque>
+#include <functional>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "cowd/core/error.hh"
 #include "cowd/daemon/session.hh"
@@ -27,7 +26,7 @@ struct Wire {
   explicit Wire(asio::any_io_executor executor) : readable(std::move(executor)) {}
   std::deque<dmu_msg> to_daemon;
   std::vector<dmu_msg> from_daemon;
-  std::vector<size_t> writes;                        // messages in each write
+  std::vector<size_t> writes;  // messages in each write
   std::function<int(const dmu_msg&)> verdict = [](const dmu_msg&) { return 0; };
   bool gone = false;
   bool cancelled = false;
@@ -51,8 +50,7 @@ class FakeChannel : public Channel {
     wire_.readable.notify();
   }
   size_t receive(std::span<dmu_msg> messages) override {
-    if (wire_.gone)
-      throw Error(ENODEV, "The device is gone.");
+    if (wire_.gone) throw Error(ENODEV, "The device is gone.");
     size_t count = 0;
     while (count < messages.size() && !wire_.to_daemon.empty()) {
       messages[count++] = wire_.to_daemon.front();
@@ -61,8 +59,7 @@ class FakeChannel : public Channel {
     return count;
   }
   void send(std::span<const dmu_msg> messages, std::span<int> results) override {
-    if (wire_.gone)
-      throw Error(ENODEV, "The device is gone.");
+    if (wire_.gone) throw Error(ENODEV, "The device is gone.");
     wire_.writes.push_back(messages.size());
     for (size_t i = 0; i < messages.size(); ++i) {
       results[i] = -wire_.verdict(messages[i]);
@@ -82,25 +79,20 @@ class FakeImage : public Image {
   std::vector<Destination> destinations() const override { return {}; }
   uint32_t discard_granularity() const override { return 0; }
   std::vector<Answer> initial() const override {
-    if (!has_initial)
-      return {};
+    if (!has_initial) return {};
     return {extent({0, 64})};
   }
   Task<std::vector<Answer>> resolve(Range range, Access) override {
     if (range.sector == slow_sector)
-      while (held)
-        co_await gate.wait();
-    if (range.sector == bad_sector)
-      throw Error(ENODATA, "This block is lost.");
+      while (held) co_await gate.wait();
+    if (range.sector == bad_sector) throw Error(ENODATA, "This block is lost.");
     co_return std::vector<Answer>{extent(range)};
   }
   void promoted(const Promotion& promotion) override { told.push_back(promotion); }
   Task<> commit(uint64_t seq, bool data_flushed) override {
     commits.push_back({seq, data_flushed});
-    while (held)
-      co_await gate.wait();
-    if (broken)
-      throw Error(EIO, "The disk is broken.");
+    while (held) co_await gate.wait();
+    if (broken) throw Error(EIO, "The disk is broken.");
   }
   Task<std::vector<Answer>> discard(Range) override { co_return std::vector<Answer>{}; }
   Task<std::vector<Answer>> zero(Range range) override {
@@ -135,8 +127,7 @@ class SessionTest : public testing::Test, public SessionObserver {
     settings.no_space_retry = 20ms;
   }
   void replayed() override { ++replays; }
-  void event(const std::string& type, const std::string& sentence,
-             const std::string& id) override {
+  void event(const std::string& type, const std::string& sentence, const std::string& id) override {
     EXPECT_EQ(id.size(), 10U);
     EXPECT_FALSE(sentence.empty());
     events.push_back(type);
@@ -149,15 +140,13 @@ class SessionTest : public testing::Test, public SessionObserver {
       EXPECT_FALSE(error);
       end = how;
     });
-    if (replay_done)
-      wire.say(dmu_msg_make(DMU_MSG_REPLAY_DONE, 0));
+    if (replay_done) wire.say(dmu_msg_make(DMU_MSG_REPLAY_DONE, 0));
     settle();
   }
   // Runs all that can run without time going by.
   void settle() {
     io.restart();
-    while (io.poll() > 0)
-      io.restart();
+    while (io.poll() > 0) io.restart();
   }
   // Until `done` is true; a test that waits in vain fails.
   void until(const std::function<bool()>& done) {
@@ -189,14 +178,12 @@ class SessionTest : public testing::Test, public SessionObserver {
   std::vector<dmu_msg> sent(uint32_t type) {
     std::vector<dmu_msg> found;
     for (const dmu_msg& msg : wire.from_daemon)
-      if (msg.type == type)
-        found.push_back(msg);
+      if (msg.type == type) found.push_back(msg);
     return found;
   }
   std::vector<uint64_t> ids(uint32_t type) {
     std::vector<uint64_t> list;
-    for (const dmu_msg& msg : sent(type))
-      list.push_back(msg.id);
+    for (const dmu_msg& msg : sent(type)) list.push_back(msg.id);
     return list;
   }
 
@@ -235,8 +222,7 @@ TEST_F(SessionTest, ResolvesNothingBeforeTheReplayIsDone) {
 TEST_F(SessionTest, AnswersManyFaultsInOneWrite) {
   start();
   wire.writes.clear();
-  for (uint64_t id = 1; id <= 50; ++id)
-    wire.to_daemon.push_back(fault(id, id * 8));
+  for (uint64_t id = 1; id <= 50; ++id) wire.to_daemon.push_back(fault(id, id * 8));
   wire.readable.notify();
   settle();
   EXPECT_EQ(ids(DMU_MSG_MAP).size(), 50U);
@@ -261,8 +247,7 @@ TEST_F(SessionTest, NoMoreRequestsThanAllowedRunAtOnce) {
   image.slow_sector = 8;
   image.held = true;
   start();
-  for (uint64_t id = 1; id <= 4; ++id)
-    wire.say(fault(id, 8));
+  for (uint64_t id = 1; id <= 4; ++id) wire.say(fault(id, 8));
   settle();
   EXPECT_EQ(session->stats()["requests_running"], 2);
   EXPECT_EQ(session->stats()["requests_waiting"], 2);
@@ -284,8 +269,7 @@ TEST_F(SessionTest, AnErrorOfTheImageFailsTheFaultWithItsErrno) {
 TEST_F(SessionTest, TheLogIsNotFloodedByErrors) {
   image.bad_sector = 8;
   start();
-  for (uint64_t id = 1; id <= 100; ++id)
-    wire.say(fault(id, 8));
+  for (uint64_t id = 1; id <= 100; ++id) wire.say(fault(id, 8));
   settle();
   EXPECT_EQ(ids(DMU_MSG_FAIL).size(), 100U);
   EXPECT_EQ(events.size(), 5U);
