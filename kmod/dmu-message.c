@@ -425,6 +425,8 @@ static int msg_bitmap(struct dmu_device *dev, const struct dmu_msg *m)
 	r = check_range(dev, m);
 	if (!r && m->id && !dmu_item_find(dev, m->id))
 		r = -ENOENT;
+	else if (!r && !m->id && m->gen != dev->gen)
+		r = -ESTALE;
 	if (!r)
 		e = leaf_place(dev, m, &index, &granules);
 	spin_unlock_irq(&dev->lock);
