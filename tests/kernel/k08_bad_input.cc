@@ -439,6 +439,7 @@ CASE_WITHIN(k08_fuzz, 90'000) {
   while (!all_done()) {
     CHECK(Clock::now() < drain);
     if (auto msg = last.next(Ms(20)); msg && msg->id) last.try_send(dmu_msg_fail(msg->id, 0));
+    last.try_send(dmu_msg_committed(last.seq));  // for those that wait for room among the uncommitted
   }
   printf("# %llu messages, %llu taken\n", static_cast<unsigned long long>(sent), static_cast<unsigned long long>(taken));
   CHECK(taken > 100);

@@ -92,7 +92,6 @@ CASE(k11_flush_with_a_daemon_serves_all) {
   Channel channel(*rig.target);
   rig.push_overlay(channel);
   rig.promote(channel, 0, 8, kNew);
-  channel.invalidate(8192, 8192);
   Io sync = rig.file->sync();
   dmu_msg flush = channel.expect(DMU_MSG_FLUSH);
   Io ended = suspend(rig, DMU_SKIP_LOCKFS);

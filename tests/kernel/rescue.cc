@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstring>
 #include <fstream>
 #include <map>
@@ -67,12 +68,26 @@ class Rescuer {
       return;
     }
     dmu_channel* raw = nullptr;
-    if (!channels_.count(name) && !dmu_channel_open_dev(info.major, info.minor, &raw, nullptr))
-      channels_.emplace(name, ChannelPtr(raw, dmu_channel_close));
+    int r = channels_.count(name) ? 0 : dmu_channel_open_dev(info.major, info.minor, &raw, nullptr);
+    if (raw) channels_.emplace(name, ChannelPtr(raw, dmu_channel_close));
+    if (r == -EBUSY) replace_by_error(name);
     if (auto at = channels_.find(name); at != channels_.end()) fail_everything(at->second.get());
   }
 
+  // A process whose own I/O hangs never closes its channel: push the bios back, and
+  // let another target fail them.
+  void replace_by_error(const std::string& name) {
+    dmu_table table{};
+    int status = 0;
+    table.size = sizeof table;
+    if (Clock::now() - since_ < Ms(2'000) || dmu_get_table(name.c_str(), &table, nullptr)) return;
+    run({"dmsetup", "load", name, "--table", "0 " + std::to_string(table.sectors) + " error"}, &status);
+    if (status || dmu_suspend(name.c_str(), DMU_NOFLUSH, nullptr)) return;
+    dmu_resume(name.c_str(), 0, nullptr);
+  }
+
   std::map<std::string, ChannelPtr> channels_;
+  Clock::time_point since_ = Clock::now();
 };
 
 }  // namespace
