@@ -104,7 +104,7 @@ lvm_on() {
 # volumes NAME=SIZE...: a fresh volume group with these volumes.
 volumes() {
 	local each
-	modprobe dm-userspace || exit
+	modprobe -a dm-userspace loop || exit
 	# shellcheck disable=SC2086 # a list
 	need lvm_on vgcreate -qq -y "$VG" $LAB_DISKS
 	for each in "$@"; do
