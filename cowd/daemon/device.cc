@@ -122,7 +122,7 @@ Task<> Device::removed_by_others() {
   become(State::detaching);
   log(Level::warning, text("The device ", name_, " was removed, not by cowd."), {name_, {}});
   try {
-    co_await close_image();
+    if (image_) co_await close_image();
   } catch (const std::exception& error) {
     failed("io-error", text("The store of ", name_, " could not be marked clean. ", error.what()));
   }

@@ -96,6 +96,7 @@ class Device : public SessionObserver, public std::enable_shared_from_this<Devic
   Task<> open_session();
   Task<> attach_steps(class Undo& undo);
   Task<bool> try_reattach();
+  Task<> restore_suspension();
   Task<> keep_reattaching();
   void close_backings();
   std::vector<dm::Dest> dests() const;

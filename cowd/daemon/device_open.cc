@@ -187,29 +187,38 @@ Task<> Device::keep_reattaching() {
 
 Task<bool> Device::try_reattach() {
   become(State::recovering);
+  busy_ = "taken up again";  // no detach may come in between
   std::string why;
   try {
     co_await open_backings(true);
     co_await open_image(true);
     co_await check_table();
     co_await open_session();
-    dm::Info info = co_await blocking(dm::info, name_);
-    if (info.suspended && !entry_.paused)  // a cowd that died in the middle of something
-      co_await blocking(dm::resume, name_);
+    co_await restore_suspension();
     environment_.events->add("reattached", name_, text("The device ", name_, " is served again."));
-    co_return true;
   } catch (const std::exception& error) {
     why = error.what();
   }
-  if (!supervised_) {
+  if (!why.empty() && !supervised_) {
     close_backings();
     become(State::failed);
   }
-  failed("reattach-failed", text("The device ", name_,
-                                 " of an earlier cowd is not served yet, "
-                                 "and its users wait. ",
-                                 why, " cowd goes on trying."));
-  co_return supervised_;
+  busy_ = nullptr;
+  if (!why.empty())
+    failed("reattach-failed",
+           text("The device ", name_, " of an earlier cowd is not served as it should be. ", why,
+                supervised_ ? "" : " Its users wait; cowd goes on trying."));
+  if (gone_) co_await removed_by_others();
+  co_return supervised_ || gone_;
+}
+
+// Paused or not as it was noted: an earlier cowd may have died in the middle.
+Task<> Device::restore_suspension() {
+  dm::Info info = co_await blocking(dm::info, name_);
+  if (info.suspended && !entry_.paused)
+    co_await blocking(dm::resume, name_);
+  else if (!info.suspended && entry_.paused)
+    co_await blocking(dm::suspend, name_);
 }
 
 Task<> Device::close_abandoned() {

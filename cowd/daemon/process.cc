@@ -16,6 +16,8 @@
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <sstream>
+#include <string>
 
 #include "cowd/core/errno_name.hh"
 #include "cowd/daemon/text.hh"
@@ -48,11 +50,37 @@ bool set_stack_size() {
   return done;
 }
 
+// Of a device-mapper device with a table of ours.
+bool lies_on_ours(const std::string& dev) {
+  std::ifstream in("/sys/dev/block/" + dev + "/dm/uuid");
+  std::string uuid;
+  return in >> uuid && uuid.starts_with("DMU-");
+}
+
+// File systems on our own devices, mounted before we were started again: to hold them
+// would keep the devices busy after the host has unmounted them.
+void drop_mounts_on_ours() {
+  std::ifstream in("/proc/self/mountinfo");
+  std::string line;
+  std::vector<std::string> points;
+  while (std::getline(in, line)) {
+    std::istringstream fields(line);
+    std::string id, parent, dev, root, point;
+    if (fields >> id >> parent >> dev >> root >> point && lies_on_ours(dev))
+      points.push_back(point);
+  }
+  for (auto point = points.rbegin(); point != points.rend(); ++point)
+    umount2(point->c_str(), MNT_DETACH);
+}
+
 // Mounts and unmounts of the host still reach us, so that we hold no file system
 // that the host has let go of; ours do not reach the host, and our exit unmounts
 // nothing that needs us.
 bool own_mounts() {
-  return unshare(CLONE_NEWNS) == 0 && mount("none", "/", nullptr, MS_REC | MS_SLAVE, nullptr) == 0;
+  if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", nullptr, MS_REC | MS_SLAVE, nullptr) != 0)
+    return false;
+  drop_mounts_on_ours();
+  return true;
 }
 
 bool protect_from_oom() {

@@ -54,7 +54,8 @@ RunDir::RunDir(std::string path) : path_(std::move(path)) {
   make_directory(path_);
   make_directory(path_ + "/devices.d");
   std::string lock_path = path_ + "/lock";
-  lock_ = open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  // Only to be locked: a file open for writing would keep the file system writable.
+  lock_ = open(lock_path.c_str(), O_RDONLY | O_CREAT | O_CLOEXEC, 0600);
   if (lock_ < 0)
     throw Error(errno, text("The lock ", lock_path, " cannot be opened: ", errno_text(errno),
                             ". cowd has to be able to write to ", path_, "."));
@@ -68,8 +69,10 @@ RunDir::RunDir(std::string path) : path_(std::move(path)) {
                             "--run-dir."));
   }
   // Only for the sentence above; a full file system is no reason not to start.
-  std::string pid = text(getpid(), "\n");
-  if (ftruncate(lock_, 0) == 0) write_all(lock_, pid);
+  int writable = open(lock_path.c_str(), O_WRONLY | O_TRUNC | O_CLOEXEC);
+  if (writable < 0) return;
+  write_all(writable, text(getpid(), "\n"));
+  close(writable);
 }
 
 RunDir::~RunDir() { close(lock_); }
