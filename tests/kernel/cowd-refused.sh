@@ -8,6 +8,7 @@
 . "$(dirname "$0")/../system/lib.sh"
 volumes base=32M cow=64M cow2=64M
 mkdir -p "$RUN"
+need modprobe loop
 need mount -t tmpfs -o size=256k cowd-run "$RUN"
 start_cowd
 store="dscow:$(vol cow):$(vol base)"
