@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // K2: nothing on the I/O path waits for memory that needs this I/O to complete,
 // and an idle device costs little.
+#include <poll.h>
 #include <sys/mman.h>
+#include <linux/aio_abi.h>
+#include <signal.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
-#include <signal.h>
 #include <unistd.h>
-
-#include <linux/aio_abi.h>
 
 #include <cerrno>
 #include <cstring>
@@ -28,38 +28,38 @@ uint64_t meminfo_kib(const std::string& key) {
   FAIL("no " + key + " in /proc/meminfo");
 }
 
-// A process that takes memory until hardly any is free, and keeps it in use.
+// A process that takes memory until hardly any is free, and keeps it in use. It
+// gives some back before the kernel would have to kill it.
 class Hog {
  public:
   explicit Hog(uint64_t leave_kib) {
     pid_ = fork();
-    if (pid_ == 0) {
-      write_file("/proc/self/oom_score_adj", "1000");
-      for (;;) {
-        if (meminfo_kib("MemFree") < leave_kib) {
-          poll_a_moment();
-          continue;
-        }
-        constexpr size_t kStep = 4U << 20;
-        void* at = mmap(nullptr, kStep, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-        if (at == MAP_FAILED) poll_a_moment();
-      }
-    }
+    if (pid_ == 0) eat(leave_kib);
   }
   ~Hog() {
     kill(pid_, SIGKILL);
     waitpid(pid_, nullptr, 0);
   }
+  Hog(const Hog&) = delete;
+  Hog& operator=(const Hog&) = delete;
 
  private:
-  static void poll_a_moment() {
-    timespec t{0, 5'000'000};
-    sigtimedwait(nullptr_set(), nullptr, &t);
-  }
-  static const sigset_t* nullptr_set() {
-    static sigset_t none;
-    sigemptyset(&none);
-    return &none;
+  [[noreturn]] static void eat(uint64_t leave_kib) {
+    constexpr size_t kStep = 2U << 20;
+    std::vector<void*> eaten;
+    write_file("/proc/self/oom_score_adj", "1000");
+    for (;;) {
+      uint64_t free_kib = meminfo_kib("MemFree");
+      if (free_kib > leave_kib) {
+        void* at = mmap(nullptr, kStep, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+        if (at != MAP_FAILED) eaten.push_back(at);
+      } else if (free_kib < leave_kib / 2 && !eaten.empty()) {
+        munmap(eaten.back(), kStep);
+        eaten.pop_back();
+      } else {
+        poll(nullptr, 0, 2);
+      }
+    }
   }
   pid_t pid_;
 };
