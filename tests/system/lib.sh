@@ -131,7 +131,8 @@ counter() {
 	dmsetup status --noflush "$1" | tr ' ' '\n' | grep -x -A 1 "$2" | tail -n 1
 }
 
-sum_of() { sha256sum <"$1" | cut -d ' ' -f 1; }
+# What is on the disk, not what is cached above it.
+sum_of() { dd if="$1" bs=1M iflag=direct status=none | sha256sum | cut -d ' ' -f 1; }
 
 unused_devices() {
 	local name
