@@ -17,10 +17,12 @@ std::string table_of(const std::string& name) {
   return line;
 }
 
+// Only loaded, never resumed: udev would read a live device that nobody serves.
 int create(const std::string& table) {
   int status = 0;
-  run({"dmsetup", "create", "dmut-citizen", "--table", table}, &status);
-  if (!status) run({"dmsetup", "remove", "dmut-citizen"});
+  run({"dmsetup", "create", "dmut-citizen", "--notable"});
+  run({"dmsetup", "load", "dmut-citizen", "--table", table}, &status);
+  run({"dmsetup", "remove", "dmut-citizen"});
   return status;
 }
 
