@@ -45,7 +45,7 @@ check "nothing was refused by the hardening" bash -c \
 
 # shellcheck disable=SC2086 # a list
 set -- ${LAB_DISKS-/dev/vdb /dev/vdc}
-check "create" cowctl create --force "dscow:$1:$2"
+check "create" cowctl create --force -o size=1G "dscow:$1:$2"
 check "attach" cowctl attach --name disk "dscow:$1:$2"
 check "udev reads nothing of it" bash -c \
 	'! udevadm info /dev/mapper/disk | grep -E "ID_FS_|ID_PART"'
