@@ -43,11 +43,14 @@ static int dmu_parse_feature(struct dmu_target *t, struct dm_arg_set *as, unsign
 	const char *name = dm_shift_arg(as);
 
 	(*left)--;
-	if (!strcasecmp(name, "queue_if_no_daemon")) {
-		t->fail_if_no_daemon = false;
-		return 0;
-	}
-	if (!strcasecmp(name, "fail_if_no_daemon")) {
+	if (!strcasecmp(name, "queue_if_no_daemon") || !strcasecmp(name, "fail_if_no_daemon")) {
+		if (t->policy_given) {
+			*why = "Only one of queue_if_no_daemon and fail_if_no_daemon, once";
+			return -EINVAL;
+		}
+		t->policy_given = true;
+		if (!strcasecmp(name, "queue_if_no_daemon"))
+			return 0;
 		t->fail_if_no_daemon = true;
 		return dmu_parse_number(as, left, 0, 86400,
 					"fail_if_no_daemon takes seconds, at most 86400",

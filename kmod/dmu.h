@@ -233,6 +233,7 @@ struct dmu_target {
 	struct dmu_device *dev;
 	struct work_struct event_work;
 	bool fail_if_no_daemon;
+	bool policy_given;		/* in the table */
 	bool write_zeroes;
 	unsigned int fail_secs;
 	unsigned int max_extents;
