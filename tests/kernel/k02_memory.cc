@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // K2: nothing on the I/O path waits for memory that needs this I/O to complete,
 // and an idle device costs little.
+#include <filesystem>
 #include <poll.h>
 #include <sys/mman.h>
 #include <linux/aio_abi.h>
@@ -33,6 +34,11 @@ uint64_t meminfo_kib(const std::string& key) {
 class Hog {
  public:
   explicit Hog(uint64_t leave_kib) {
+    // Otherwise the kernel keeps more than we leave, and kills the hog before it is full.
+    write_file("/proc/sys/vm/min_free_kbytes", "4096");
+    // The OOM killer takes the hog, as it should, and prints a trace of it.
+    const auto tree = std::filesystem::read_symlink("/proc/self/exe").parent_path() / "../../..";
+    run({(tree / "tests/lab/kernel-log").string(), "expect", "Call Trace:"});
     pid_ = fork();
     if (pid_ == 0) eat(leave_kib);
   }
