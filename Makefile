@@ -13,6 +13,9 @@
 #                linked in when it has C++ sources); a/path: a script
 #   KERNEL_TESTS the same, run as root in the lab's machine
 #                -> build/tests/kernel/NAME
+#   SECOND_KERNEL_TESTS those of KERNEL_TESTS that are also run on the newer kernel
+#   DEBUG_KERNEL_TESTS  and those run on one with KASAN and lockdep (check-long)
+#   SERVICE_TESTS scripts for a machine with systemd and the tree installed
 #   TEST_TOOLS   programs that kernel tests use -> build/tests/kernel/NAME
 #   KMODS        kernel modules: NAME -> build/kmod/<release>/NAME.ko
 #   MAN_PAGES    page.1 ... page.8
@@ -44,7 +47,7 @@ MAKEFLAGS += --no-builtin-rules --no-builtin-variables
 B := build
 
 # Targets that must work before anything is configured, or without it.
-UNCONFIGURED := setup check demo dist clean distclean help
+UNCONFIGURED := setup check check-long demo dist clean distclean help
 needs-config := $(filter-out $(UNCONFIGURED),$(or $(MAKECMDGOALS),all))
 
 ifneq ($(needs-config),)
@@ -272,12 +275,25 @@ test-lines   = $(foreach t,$(2),$(call test-path,$(1),$(t)):$($(notdir $(t))_TIM
 check-unit: all tests
 	$(quiet)tests/run-unit $(call test-lines,unit,$(sort $(UNIT_TESTS)))
 
-check-kernel: all tests
-	$(quiet)tests/run-kernel $(LAB_ARGS) -- \
-	  $(call test-lines,kernel,$(if $(T),$(filter $(T),$(KERNEL_TESTS)),$(KERNEL_TESTS)))
+# suite(NAME, options of tests/lab/run, tests): make check-NAME [T='some of them']
+define suite
+check-$(1): all tests
+	$(quiet)tests/run-kernel --suite $(1) $(2) $(LAB_ARGS) -- \
+	  $(call test-lines,kernel,$(if $(T),$(filter $(T),$(3)),$(3)))
+endef
+$(eval $(call suite,kernel,,$(KERNEL_TESTS)))
+$(eval $(call suite,second-kernel,--kernel 6.12,$(SECOND_KERNEL_TESTS)))
+$(eval $(call suite,service,--systemd --installed,$(SERVICE_TESTS)))
+$(eval $(call suite,debug-kernel,--slow 6 --kernel "$$$$(tests/lab/make-debug-kernel)",$(DEBUG_KERNEL_TESTS)))
+
+# What takes too long for every change.
+check-long:
+	$(quiet)tests/setup --debug-kernel
+	$(quiet)$(MAKE) --no-print-directory check-debug-kernel
 
 list-tests:
-	@printf '%s\n' $(foreach t,$(UNIT_TESTS),unit:$(t)) $(foreach t,$(KERNEL_TESTS),kernel:$(t))
+	@printf '%s\n' $(foreach t,$(UNIT_TESTS),unit:$(t)) $(foreach t,$(KERNEL_TESTS),kernel:$(t)) \
+	  $(foreach t,$(SERVICE_TESTS),service:$(t))
 
 setup:
 	$(quiet)tests/setup
@@ -354,6 +370,7 @@ help:
 	@sed -n '/^   make/,/^$$/p' README
 
 FORCE:
-.PHONY: all tests kmod sparse checkpatch check check-unit check-kernel demo \
+.PHONY: all tests kmod sparse checkpatch check check-unit check-kernel \
+  check-second-kernel check-service check-debug-kernel check-long demo \
   setup install install-user install-kmod install-dkms dist clean distclean \
   help list-tests FORCE $(kernel-releases:%=sparse-%)

@@ -34,7 +34,9 @@ $(foreach t,$(daemon-tests),$(eval $(t)_LDLIBS := $(DAEMON_LDLIBS)))
 $(foreach t,$(daemon-tests),$(eval $(t)_USES := libdmu))
 $(daemon-tests:%=build/tests/unit/%): $(DAEMON_LIB) $(CORE_LIB)
 
-# In the lab's machine. cowd-service.sh needs systemd and says itself how it is run.
+# In the lab's machine.
+SERVICE_TESTS += tests/kernel/cowd-service.sh
+SECOND_KERNEL_TESTS += tests/kernel/cowd-basic.sh
 KERNEL_TESTS += tests/kernel/cowd-basic.sh tests/kernel/cowd-refused.sh tests/kernel/cowd-restart.sh
 cowd-basic.sh_TIMEOUT := 400
 cowd-refused.sh_TIMEOUT := 400
