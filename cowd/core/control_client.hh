@@ -24,8 +24,9 @@ class ControlClient {
   static Task<ControlClient> connect(std::string socket_path);
 
   // Sends `request` and gives the "result" of its final line. `on_line` gets the
-  // progress and event lines before it. Throws what the daemon refused as Error,
-  // its id at the end of the sentence; EPIPE when cowd went away in the middle.
+  // progress and event lines before it. Throws what the daemon refused as Refusal
+  // (json.hh), its id at the end of the sentence; an Error with EPIPE, ECONNRESET or
+  // EPROTO when cowd went away in the middle.
   Task<nlohmann::json> call(const nlohmann::json& request, const OnLine& on_line = {});
 
  private:

@@ -97,7 +97,7 @@ json error_to_json(const Error& error, const std::string& id) {
   return object;
 }
 
-Error error_from_json(const json& object) {
+Refusal error_from_json(const json& object) {
   const auto text = [&](const char* key) {
     return object.is_object() && object.contains(key) && object[key].is_string()
                ? object[key].get<std::string>()
@@ -105,8 +105,9 @@ Error error_from_json(const json& object) {
   };
   std::string message = text("message");
   if (message.empty()) message = "cowd refused without saying why.";
-  if (const std::string id = text("id"); !id.empty()) message += " [" + id + "]";
-  return Error(errno_by_name(text("errno")), message);
+  const std::string id = text("id");
+  if (!id.empty()) message += " [" + id + "]";
+  return Refusal(errno_by_name(text("errno")), message, id, text("public"));
 }
 
 json map_to_json(const std::vector<MapEntry>& entries) {

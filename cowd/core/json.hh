@@ -6,6 +6,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <nlohmann/json_fwd.hpp>
@@ -37,9 +38,23 @@ class JsonArguments {
   std::set<std::string> asked_;
 };
 
+// What cowd refused, as its client sees it. what() ends with the id, if there is one.
+class Refusal : public Error {
+ public:
+  Refusal(int code, const std::string& sentence, std::string id, std::string public_sentence)
+      : Error(code, sentence), id_(std::move(id)), public_(std::move(public_sentence)) {}
+  const std::string& id() const { return id_; }
+  // What the guest whose disk it is may read; empty where cowd gave no such sentence.
+  const std::string& public_sentence() const { return public_; }
+
+ private:
+  std::string id_;
+  std::string public_;
+};
+
 // {"errno": "EBUSY", "message": ...} and "id" where there is one.
 nlohmann::json error_to_json(const Error& error, const std::string& id = {});
-Error error_from_json(const nlohmann::json& object);
+Refusal error_from_json(const nlohmann::json& object);
 
 // An array in qemu-img map's schema; neighbours that continue each other are merged.
 nlohmann::json map_to_json(const std::vector<MapEntry>& entries);

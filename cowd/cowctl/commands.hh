@@ -21,4 +21,8 @@ int run_resume(Context& context);
 int run_version(Context& context);
 int run_log_level(Context& context);
 
+int run_vbd(Context& context);
+int run_stores(Context& context);
+int run_delete(Context& context);
+
 }  // namespace cowctl

@@ -4,6 +4,7 @@
 
 #include <utility>
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -48,6 +49,10 @@ struct Context {
 json ask(Context& context, const json& request, const std::string& what);
 // The same, but nothing if no cowd is there, or it has no such device.
 std::optional<json> ask_if_attached(Context& context, const json& request, const std::string& what);
+// The same, but throws ETIMEDOUT where there is no answer within `limit`; until then
+// it asks again a cowd that went away before it had answered.
+json ask_within(Context& context, std::chrono::seconds limit, const json& request,
+                const std::string& what);
 // Each line before the final one goes to `on_line` as it comes.
 json ask_lines(Context& context, const json& request, std::function<void(const json&)> on_line);
 

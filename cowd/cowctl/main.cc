@@ -17,11 +17,12 @@ using namespace cowctl;
 
 int dispatch(Context& context) {
   static const std::map<std::string, int (*)(Context&)> commands = {
-      {"create", run_create},      {"info", run_info},     {"map", run_map},
-      {"check", run_check},        {"attach", run_attach}, {"detach", run_detach},
-      {"list", run_list},          {"stats", run_stats},   {"events", run_events},
-      {"pause", run_pause},        {"resume", run_resume}, {"version", run_version},
-      {"log-level", run_log_level}};
+      {"create", run_create},       {"info", run_info},     {"map", run_map},
+      {"check", run_check},         {"attach", run_attach}, {"detach", run_detach},
+      {"list", run_list},           {"stats", run_stats},   {"events", run_events},
+      {"pause", run_pause},         {"resume", run_resume}, {"version", run_version},
+      {"log-level", run_log_level}, {"vbd", run_vbd},       {"stores", run_stores},
+      {"delete", run_delete}};
   return commands.at(context.options.command)(context);
 }
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 BINS += cowctl
-cowctl_SRCS   := $(sort $(wildcard cowd/cowctl/*.cc))
+cowctl_SRCS   := $(sort $(wildcard cowd/cowctl/*.cc)) cowd/daemon/error_id.cc
 cowctl_LDLIBS := $(CORE_LDLIBS)
 cowctl_DIR    := sbin
 

@@ -40,6 +40,7 @@ class CommandLine {
     add_attach();
     add_device_commands();
     add_daemon_commands();
+    add_xen_commands();
   }
 
   Parsed parse(int argc, const char* const* argv) {
@@ -133,6 +134,23 @@ class CommandLine {
     level->add_option("LEVEL", o_.level, "error, warning, info or debug")
         ->type_name("")
         ->required();
+  }
+
+  void add_xen_commands() {
+    CLI::App* vbd = command("vbd", "list the disks of Xen guests; attach or let go of one");
+    vbd->add_option("ACTION", o_.action, "list (the default), add or remove")
+        ->type_name("")
+        ->check(CLI::IsMember({"list", "add", "remove"}).description(""));
+    vbd->add_option("PATH", o_.path, "the disk's node in XenStore, backend/vbd/DOMID/DEVID")
+        ->type_name("");
+    vbd->add_option("--timeout", o_.timeout_seconds, "give up after this")
+        ->type_name("SECONDS")
+        ->check(CLI::Range(1, 3600).description(""));
+    vbd->add_flag("--public", o_.public_sentence,
+                  "on failure, also print a sentence that the guest may read");
+    command("stores", "list the stores that cowd made for transient disks");
+    target(command("delete", "remove the store of a saved guest"), "STORE",
+           "a store's UUID, as stores prints it");
   }
 
   // CLI11 only says that it found no command; what stands in its place is more help.

@@ -35,6 +35,10 @@ struct Options {
   bool follow = false;
   std::optional<uint64_t> since;
   std::string level;
+  std::string action = "list";  // of vbd
+  std::string path;             // backend/vbd/DOMID/DEVID
+  std::optional<uint64_t> timeout_seconds;
+  bool public_sentence = false;
 };
 
 struct Parsed {

@@ -89,6 +89,19 @@ void print_json(std::ostream& out, const json& value) {
   out << value.dump(4, ' ', false, json::error_handler_t::replace) << '\n';
 }
 
+std::string cell(const json& object, const char* key) {
+  const auto at = object.find(key);
+  if (at == object.end()) return "-";
+  const std::string text = plain(*at);
+  return text.empty() ? "-" : text;
+}
+
+std::string size_cell(const json& object) {
+  const auto at = object.find("size");
+  const bool number = at != object.end() && at->is_number_unsigned();
+  return number ? cowd::format_size(at->get<uint64_t>()) : "-";
+}
+
 std::string plain(const json& value) {
   if (value.is_string()) return value.get<std::string>();
   if (value.is_boolean()) return value.get<bool>() ? "yes" : "no";

@@ -37,4 +37,8 @@ void print_json(std::ostream& out, const nlohmann::json& value);
 // One value without quotes.
 std::string plain(const nlohmann::json& value);
 
+// A table's cell from `object`: "-" where it has nothing under that name.
+std::string cell(const nlohmann::json& object, const char* key);
+std::string size_cell(const nlohmann::json& object);  // of "size"
+
 }  // namespace cowctl

@@ -7,24 +7,12 @@
 #include <nlohmann/json.hpp>
 
 #include "build/config.h"
-#include "cowd/core/units.hh"
 #include "cowd/cowctl/commands.hh"
 #include "cowd/cowctl/output.hh"
 
 namespace cowctl {
 
 namespace {
-
-std::string cell(const json& object, const char* key) {
-  const auto at = object.find(key);
-  return at == object.end() ? "-" : plain(*at);
-}
-
-std::string size_cell(const json& object) {
-  const auto at = object.find("size");
-  const bool number = at != object.end() && at->is_number_unsigned();
-  return number ? cowd::format_size(at->get<uint64_t>()) : "-";
-}
 
 void print_event(const Context& context, const json& line) {
   const auto event = line.find("event");

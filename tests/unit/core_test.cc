@@ -128,9 +128,12 @@ TEST(JsonArguments, RefusesByName) {
 TEST(Json, ErrorsThereAndBack) {
   const json object = error_to_json(Error(EBUSY, "It is busy."), "e-1");
   EXPECT_EQ(object.dump(), R"({"errno":"EBUSY","id":"e-1","message":"It is busy."})");
-  const Error back = error_from_json(object);
+  const Refusal back = error_from_json(object);
   EXPECT_EQ(back.code(), EBUSY);
   EXPECT_STREQ(back.what(), "It is busy. [e-1]");
+  EXPECT_EQ(back.id(), "e-1");
+  EXPECT_EQ(back.public_sentence(), "");
+  EXPECT_EQ(error_from_json({{"public", "xvda is busy."}}).public_sentence(), "xvda is busy.");
   EXPECT_EQ(error_from_json(json(3)).code(), EIO);
 }
 

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -63,8 +65,10 @@ class FakeCowd {
     fs::remove(path_);
   }
 
-  std::map<std::string, std::string> answers;  // "cmd" to lines
+  std::map<std::string, std::string> answers;  // "cmd" to lines, or "say nothing"
+  std::atomic<int> hang_ups{0};                // requests to answer so, before the others
   std::vector<json> requests;
+  std::atomic<int> goodbyes{0};  // clients that have closed their connection
 
  private:
   Task<> accept() {
@@ -78,14 +82,20 @@ class FakeCowd {
     JsonLines lines(std::move(socket));
     while (const auto request = co_await lines.read()) {
       requests.push_back(*request);
+      if (hang_ups > 0) {
+        --hang_ups;
+        co_return;
+      }
       const auto at = answers.find((*request)["cmd"]);
       const std::string text =
           at != answers.end()
               ? at->second
               : R"({"ok":false,"error":{"errno":"ENODEV","message":"cowd serves no such device."}})"
                 "\n";
-      co_await asio::async_write(lines.socket(), asio::buffer(text), asio::use_awaitable);
+      if (text != "say nothing")
+        co_await asio::async_write(lines.socket(), asio::buffer(text), asio::use_awaitable);
     }
+    ++goodbyes;
   }
 
   std::string path_;
@@ -325,6 +335,130 @@ TEST_F(Cowctl, MapsAnAttachedDeviceInSmallerPiecesWhereTheAnswerIsTooLong) {
                         "\n";
   refused("map d1", "Too long.");
   EXPECT_EQ(cowd.requests.back()["length"], 1 << 20);
+}
+
+constexpr const char* kVbdPath = "backend/vbd/7/51712";
+
+TEST_F(Cowctl, AddsADiskOfAGuest) {
+  FakeCowd cowd(socket_);
+  cowd.answers["vbd-add"] =
+      ok(R"({"physical_device":"fd:3","device":"/dev/mapper/web-xvda","name":"web-xvda"})");
+  cowd.answers["vbd-remove"] = ok("{}");
+  EXPECT_EQ(run(std::string("vbd add ") + kVbdPath).out, "fd:3 /dev/mapper/web-xvda web-xvda\n");
+  EXPECT_EQ(run(std::string("vbd add --public --timeout 5 ") + kVbdPath).out,
+            "fd:3 /dev/mapper/web-xvda web-xvda\n");
+  EXPECT_EQ(json::parse(run(std::string("vbd add --json ") + kVbdPath).out)["name"], "web-xvda");
+  const Outcome removed = run(std::string("vbd remove --timeout 5 ") + kVbdPath);
+  EXPECT_EQ(removed.status, 0);
+  EXPECT_EQ(removed.out, "");
+  ASSERT_EQ(cowd.requests.size(), 4u);
+  EXPECT_EQ(cowd.requests[0], json::parse(R"({"cmd":"vbd-add","path":"backend/vbd/7/51712"})"));
+  EXPECT_EQ(cowd.requests[3], json::parse(R"({"cmd":"vbd-remove","path":"backend/vbd/7/51712"})"));
+}
+
+TEST_F(Cowctl, TellsTheGuestNothingButDiskAndId) {
+  FakeCowd cowd(socket_);
+  const std::string error =
+      R"({"ok":false,"error":{"errno":"ENOENT","message":"/dev/vg/x is missing.","id":"e-7")";
+  cowd.answers["vbd-add"] = error + "}}\n";
+  refused(std::string("vbd add ") + kVbdPath, "/dev/vg/x is missing. [e-7]");
+  const std::map<std::string, std::string> names = {
+      {"51712", "xvda"},       {"51745", "xvdc1"},     {"268439552", "xvdq"},
+      {"268447491", "xvdav3"}, {"268443904", "xvdah"}, {"768", "hda"},
+      {"5696", "hdd"},         {"2065", "sdb1"},       {"7", "disk 7"}};
+  for (const auto& [devid, name] : names) {
+    const Outcome result = run("vbd add --public backend/vbd/7/" + devid);
+    EXPECT_EQ(result.status, 1);
+    EXPECT_EQ(result.out, "public: The disk " + name + " cannot be attached. [e-7]\n");
+    EXPECT_EQ(result.err, "cowctl: /dev/vg/x is missing. [e-7]\n");
+  }
+  cowd.answers["vbd-add"] = error + R"(,"public":"xvda has no base. [e-7]"}})" + "\n";
+  EXPECT_EQ(run(std::string("vbd add --public ") + kVbdPath).out,
+            "public: xvda has no base. [e-7]\n");
+  EXPECT_EQ(json::parse(run(std::string("vbd add --json --public ") + kVbdPath).out)["public"],
+            "xvda has no base. [e-7]");
+}
+
+TEST_F(Cowctl, GivesAnIdToAFailureThatCowdNeverSaw) {
+  const Outcome result = run(std::string("vbd add --public --timeout 5 ") + kVbdPath);
+  EXPECT_EQ(result.status, 1);
+  const size_t at = result.err.find("[e-");
+  ASSERT_NE(at, std::string::npos) << result.err;
+  EXPECT_NE(result.err.find("No cowd listens on " + socket_), std::string::npos);
+  EXPECT_EQ(result.out,
+            "public: The disk xvda cannot be attached. " + result.err.substr(at, 12) + "\n");
+}
+
+TEST_F(Cowctl, GivesUpInTime) {
+  FakeCowd cowd(socket_);
+  cowd.answers["vbd-add"] = "say nothing";
+  cowd.answers["vbd-remove"] = "say nothing";
+  const auto start = std::chrono::steady_clock::now();
+  refused(std::string("vbd add --timeout 1 ") + kVbdPath, "no answer within 1 s");
+  refused(std::string("vbd remove --timeout 1 ") + kVbdPath, "no answer within 1 s");
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(8));
+  for (int tries = 0; cowd.goodbyes < 2 && tries < 500; ++tries)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  EXPECT_EQ(cowd.goodbyes, 2);
+}
+
+TEST_F(Cowctl, AsksACowdAgainThatDiedMeanwhile) {
+  FakeCowd cowd(socket_);
+  cowd.answers["vbd-add"] = ok(R"({"physical_device":"fd:3","device":"/dev/mapper/a","name":"a"})");
+  cowd.hang_ups = 2;
+  EXPECT_EQ(run(std::string("vbd add --timeout 20 ") + kVbdPath).out, "fd:3 /dev/mapper/a a\n");
+  EXPECT_EQ(cowd.requests.size(), 3u);
+  cowd.hang_ups = 1;
+  refused(std::string("vbd add ") + kVbdPath, "closed the connection");
+}
+
+TEST_F(Cowctl, WaitsForACowdThatIsRestarted) {
+  // What a cowd leaves that was killed: its socket, and nobody behind it.
+  {
+    asio::io_context io;
+    stream_protocol::acceptor(io, stream_protocol::endpoint(socket_));
+  }
+  Outcome result;
+  std::thread client([&] { result = run(std::string("vbd add --timeout 20 ") + kVbdPath); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  fs::remove(socket_);
+  FakeCowd cowd(socket_);
+  cowd.answers["vbd-add"] = ok(R"({"physical_device":"fd:3","device":"/dev/mapper/a","name":"a"})");
+  client.join();
+  EXPECT_EQ(result.out, "fd:3 /dev/mapper/a a\n") << result.err;
+}
+
+TEST_F(Cowctl, ListsDisksOfGuestsAndStores) {
+  FakeCowd cowd(socket_);
+  cowd.answers["vbd-list"] =
+      ok(R"({"vbds":[{"path":"backend/vbd/7/51712","domid":7,"devid":51712,"vdev":"xvda",)"
+         R"("vm_uuid":"u","domain":"web","spec":"dscow:transient@vg:/dev/vg/golden",)"
+         R"("device":"web-xvda","state":"connected","transient":true}]})");
+  cowd.answers["stores"] = ok(
+      R"({"stores":[{"uuid":"s1","where":"vg","path":"/dev/vg/cowd-1","state":"saved","vm_uuid":)"
+      R"("u","vdev":"xvda","size":1073741824,"created_at":"2026-11-23T00:00:00Z"},)"
+      R"({"uuid":"s2","where":"vg","path":"/dev/vg/cowd-2","state":"foreign","vm_uuid":""}]})");
+  cowd.answers["store-delete"] = ok("{}");
+  const std::string table =
+      "Node                 Domain  Disk  State      Transient  Device    Specification\n"
+      "backend/vbd/7/51712  web     xvda  connected  yes        web-xvda  "
+      "dscow:transient@vg:/dev/vg/golden\n";
+  EXPECT_EQ(run("vbd").out, table);
+  EXPECT_EQ(run("vbd list").out, table);
+  EXPECT_EQ(json::parse(run("--json vbd").out)["vbds"][0]["domid"], 7);
+  EXPECT_EQ(run("stores").out,
+            "UUID  State     Size  Disk  Guest  Created               Path\n"
+            "s1    saved    1 GiB  xvda  u      2026-11-23T00:00:00Z  /dev/vg/cowd-1\n"
+            "s2    foreign      -  -     -      -                     /dev/vg/cowd-2\n");
+  EXPECT_EQ(json::parse(run("stores --json").out)["stores"].size(), 2u);
+  EXPECT_EQ(run("delete s1").status, 0);
+  EXPECT_EQ(cowd.requests.back(), json::parse(R"({"cmd":"store-delete","store":"s1"})"));
+  refused("vbd add", "needs PATH");
+  refused("vbd remove", "needs PATH");
+  refused("vbd list x", "takes no PATH");
+  refused("vbd eject x", "eject");
+  refused("vbd add x --timeout 0", "--timeout");
+  refused("delete", "STORE is required");
 }
 
 TEST(Output, Table) {

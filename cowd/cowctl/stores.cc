@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// cowctl stores, delete
+#include <utility>
+
+#include <iostream>
+
+#include <nlohmann/json.hpp>
+
+#include "cowd/cowctl/commands.hh"
+#include "cowd/cowctl/output.hh"
+
+namespace cowctl {
+
+int run_stores(Context& context) {
+  const json answer = ask(context, {{"cmd", "stores"}}, "asking cowd");
+  if (context.options.json) {
+    print_json(std::cout, answer);
+    return 0;
+  }
+  using enum Table::Align;
+  Table table({{"UUID"}, {"State"}, {"Size", right}, {"Disk"}, {"Guest"}, {"Created"}, {"Path"}});
+  for (const json& store : answer.value("stores", json::array()))
+    table.add({cell(store, "uuid"), cell(store, "state"), size_cell(store), cell(store, "vdev"),
+               cell(store, "vm_uuid"), cell(store, "created_at"), cell(store, "path")});
+  if (!context.options.quiet) table.print(std::cout);
+  return 0;
+}
+
+int run_delete(Context& context) {
+  ask(context, {{"cmd", "store-delete"}, {"store", context.options.target}},
+      "deleting " + context.options.target);
+  return 0;
+}
+
+}  // namespace cowctl
