@@ -21,7 +21,8 @@
 #   MAN_PAGES    page.1 ... page.8
 #   INSTALL_HEADERS INSTALL_UAPI_HEADERS INSTALL_PKGCONFIG INSTALL_UNITS
 #   INSTALL_UDEV_RULES INSTALL_CONF INSTALL_COMPLETIONS INSTALL_DOCS
-#   INSTALL_TMPFILES INSTALL_MODULES_LOAD INSTALL_DKMS
+#   INSTALL_TMPFILES INSTALL_MODULES_LOAD INSTALL_DKMS INSTALL_XEN_SCRIPTS
+#   INSTALL_XL_EXAMPLES
 #                files to install; of FILE.in, @prefix@ and the like are
 #                replaced first
 #
@@ -313,7 +314,8 @@ install-all  = $(foreach f,$(call generated,$(2)),$(call install-file,$(1),$(f),
 install-files := $(INSTALL_HEADERS) $(INSTALL_UAPI_HEADERS) \
   $(INSTALL_PKGCONFIG) $(INSTALL_UNITS) $(INSTALL_UDEV_RULES) $(INSTALL_CONF) \
   $(INSTALL_COMPLETIONS) $(INSTALL_DOCS) $(INSTALL_TMPFILES) \
-  $(INSTALL_MODULES_LOAD) $(INSTALL_DKMS) $(MAN_PAGES)
+  $(INSTALL_MODULES_LOAD) $(INSTALL_DKMS) $(INSTALL_XEN_SCRIPTS) \
+  $(INSTALL_XL_EXAMPLES) $(MAN_PAGES)
 
 install: all install-user install-kmod
 
@@ -332,6 +334,8 @@ install-user: all $(call generated,$(install-files))
 	$(call install-all,644,$(INSTALL_COMPLETIONS),$(datadir)/bash-completion/completions)
 	$(call install-all,644,$(INSTALL_DOCS) README COPYING,$(docdir))
 	$(call install-all,644,$(INSTALL_TMPFILES),$(prefix)/lib/tmpfiles.d)
+	$(call install-all,644,$(INSTALL_XL_EXAMPLES),$(docdir)/xl-config-examples)
+	$(call install-all,755,$(INSTALL_XEN_SCRIPTS),$(xenscriptdir))
 	$(call install-all,644,$(INSTALL_MODULES_LOAD),$(prefix)/lib/modules-load.d)
 	$(foreach p,$(call generated,$(MAN_PAGES)),install -D -m 644 $(p) \
 	  $(DESTDIR)$(mandir)/man$(subst .,,$(suffix $(p)))/$(notdir $(p)) &&) :
