@@ -222,6 +222,10 @@ struct FormatDescriptor {
   // "base" where the image names one.
   Task<nlohmann::json> (*info)(std::shared_ptr<Disk> top) = nullptr;
   Task<CheckResult> (*check)(CheckRequest request) = nullptr;
+  // How many bytes a TOP must have for a disk of so many bytes, created with these options
+  // (an option size= goes before virtual_bytes). Throws Error(EINVAL) where create would. Null:
+  // the format cannot say, so cowd cannot make transient stores of it.
+  uint64_t (*store_size)(uint64_t virtual_bytes, const Options& options) = nullptr;
 };
 
 }  // namespace cowd

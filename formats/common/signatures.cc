@@ -88,4 +88,23 @@ std::string to_string(const Uuid& uuid) {
   return text;
 }
 
+std::optional<Uuid> parse_uuid(std::string_view text) {
+  Uuid uuid{};
+  if (text.size() != 36) return std::nullopt;
+  for (size_t at = 0, digit = 0; at < text.size(); at++) {
+    const bool dash = at == 8 || at == 13 || at == 18 || at == 23;
+    const char c = text[at];
+    if (dash != (c == '-')) return std::nullopt;
+    if (dash) continue;
+    const int value = c >= '0' && c <= '9'   ? c - '0'
+                      : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                      : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                             : -1;
+    if (value < 0) return std::nullopt;
+    uuid[digit / 2] |= std::byte(value << (digit % 2 ? 0 : 4));
+    digit++;
+  }
+  return uuid;
+}
+
 }  // namespace cowd

@@ -6,8 +6,10 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "formats/plugin.hh"
@@ -32,5 +34,6 @@ Task<std::vector<Signature>> find_signatures(Disk& disk);
 using Uuid = std::array<std::byte, 16>;
 Uuid find_uuid(std::span<const std::byte> head);
 std::string to_string(const Uuid& uuid);
+std::optional<Uuid> parse_uuid(std::string_view text);  // the spelling of to_string(), either case
 
 }  // namespace cowd

@@ -38,10 +38,18 @@ uint64_t disk_size(CreateRequest& request) {
   return request.base->size();
 }
 
-Geometry wanted_geometry(CreateRequest& request) {
-  const uint64_t granule = take_size(request.options, "granule", kMinGranule);
-  const uint64_t size = disk_size(request);
-  refuse_others(request.options, "dscow");
+Uuid wanted_uuid(CreateRequest& request) {
+  const auto option = request.options.extract("uuid");
+  if (option.empty()) return {};
+  const auto uuid = parse_uuid(option.mapped());
+  if (!uuid)
+    throw Error(EINVAL, "uuid=" + option.mapped() +
+                            " is no UUID: write 32 hexadecimal digits as "
+                            "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx.");
+  return *uuid;
+}
+
+Geometry geometry_for(uint64_t size, uint64_t granule) {
   const std::string where = "A dscow store of " + human_size(size) + " with a granule of " +
                             human_size(granule) + " cannot be: ";
   if (granule < kMinGranule || granule > kMaxGranule)
@@ -52,6 +60,13 @@ Geometry wanted_geometry(CreateRequest& request) {
       size / granule >= kMaxGranules)
     throw Error(EINVAL, where + problem_with(unplaced) + ".");
   return plan(size, unplaced.granule);
+}
+
+Geometry wanted_geometry(CreateRequest& request) {
+  const uint64_t granule = take_size(request.options, "granule", kMinGranule);
+  const uint64_t size = disk_size(request);
+  refuse_others(request.options, "dscow");
+  return geometry_for(size, granule);
 }
 
 void refuse_top(const CreateRequest& request, const Geometry& geometry) {
@@ -107,10 +122,18 @@ Task<Header> make_header(const CreateRequest& request, const Geometry& geometry)
 
 }  // namespace
 
+uint64_t store_size(uint64_t virtual_bytes, const Options& options) {
+  Options rest = options;
+  const uint64_t granule = take_size(rest, "granule", kMinGranule);
+  return geometry_for(take_size(rest, "size", virtual_bytes), granule).needed();
+}
+
 Task<> create(CreateRequest request) {
+  const Uuid uuid = wanted_uuid(request);
   const Geometry geometry = wanted_geometry(request);
   refuse_top(request, geometry);
-  const Header header = co_await make_header(request, geometry);
+  Header header = co_await make_header(request, geometry);
+  header.store = uuid;
   co_await clear_top(request);
   co_await write_zeroes(*request.top, geometry.top_offset, geometry.top_bytes());
   co_await fill_edges(*request.top, request.base.get(), geometry, header.base.size);

@@ -34,9 +34,10 @@ enum Field : size_t {
   kHostAt = 136,
   kBootAt = kHostAt + kIdSpan,
   kSamplesAt = kBootAt + kIdSpan,
+  kStoreUuidAt = kSamplesAt + 4 * kSamples,
   kLocatorAt = 512,
 };
-static_assert(kSamplesAt + 4 * kSamples <= kLocatorAt);
+static_assert(kStoreUuidAt + sizeof(Uuid) <= kLocatorAt);
 static_assert(kLocatorAt + kLocatorSpan <= kBlock);
 
 constexpr uint32_t kStateClean = 1;
@@ -75,6 +76,7 @@ Header fields_of(std::span<const std::byte> b) {
   std::copy_n(b.begin() + kBaseUuidAt, h.base.uuid.size(), h.base.uuid.begin());
   for (size_t i = 0; i < kSamples; i++)
     h.base.samples[i] = load_le<uint32_t>(b, kSamplesAt + 4 * i);
+  std::copy_n(b.begin() + kStoreUuidAt, h.store.size(), h.store.begin());
   h.base_locator = get_text(b, kLocatorAt, kLocatorSpan);
   return h;
 }
@@ -122,6 +124,7 @@ void encode(const Header& h, std::span<std::byte> b) {
   put_text(b, kBootAt, kIdSpan, h.owner.boot);
   for (size_t i = 0; i < kSamples; i++)
     store_le<uint32_t>(b, kSamplesAt + 4 * i, h.base.samples[i]);
+  std::copy(h.store.begin(), h.store.end(), b.begin() + kStoreUuidAt);
   put_text(b, kLocatorAt, kLocatorSpan, h.base_locator);
   store_le<uint32_t>(b, kCrcAt, crc_of(b));
 }

@@ -52,6 +52,7 @@ struct Header {
   uint64_t epoch = 0;  // grows with each change of owner
   Owner owner;
   BaseIdentity base;
+  Uuid store{};  // of the store itself, as given at create; all zero: none was
   std::string base_locator;
   bool operator==(const Header&) const = default;
 };

@@ -23,6 +23,7 @@ Task<nlohmann::json> info(std::shared_ptr<Disk> top) {
                        {{"compatible", header.compatible},
                         {"read-only", header.read_only},
                         {"incompatible", header.incompatible}}}};
+  if (header.store != Uuid{}) json["uuid"] = to_string(header.store);
   if (!header.owner.host.empty())
     json["owner"] = {{"host", header.owner.host}, {"boot", header.owner.boot}};
   if (header.base.size != 0) {

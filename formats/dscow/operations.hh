@@ -10,6 +10,7 @@
 
 namespace cowd::dscow {
 
+uint64_t store_size(uint64_t virtual_bytes, const Options& options);
 Task<> create(CreateRequest request);
 Task<std::unique_ptr<Image>> open(OpenRequest request);
 Task<nlohmann::json> info(std::shared_ptr<Disk> top);

@@ -22,12 +22,14 @@ constexpr FormatDescriptor describe() {
   format.wants_base = true;
   format.create_options =
       "granule=what is copied at once on a first write, 4K (default) to 1M, a power of two\n"
-      "size=size of the disk; default: that of the base\n";
+      "size=size of the disk; default: that of the base\n"
+      "uuid=a UUID to know the store by; default: none\n";
   format.probe = probe;
   format.create = create;
   format.open = open;
   format.info = info;
   format.check = check;
+  format.store_size = store_size;
   return format;
 }
 
