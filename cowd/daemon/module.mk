@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # cowd, and what its unit tests link of it.
 
-DAEMON_SRCS := $(filter-out cowd/daemon/main.cc,$(sort $(wildcard cowd/daemon/*.cc)))
+# Of dscow what tells whose a transient store is.
+DAEMON_SRCS := $(filter-out cowd/daemon/main.cc,$(sort $(wildcard cowd/daemon/*.cc))) \
+  formats/dscow/header.cc formats/dscow/layout.cc formats/common/crc32c.cc formats/common/signatures.cc
 DAEMON_LIB := build/obj/cowd/daemon/libcowddaemon.a
 # The library comes after the archives that need it; NAME_USES puts it before them.
 DAEMON_LDLIBS := $(DAEMON_LIB) $(CORE_LDLIBS) build/lib/libdmu.so -lboost_log -lboost_thread -lboost_system -lsystemd -lpthread
@@ -23,12 +25,13 @@ MAN_PAGES += docs/man/cowd.8 docs/man/cowd.toml.5
 
 # --- tests of it ---
 
-daemon-tests := daemon_logic_test daemon_session_test daemon_control_test
+daemon-tests := daemon_logic_test daemon_session_test daemon_control_test daemon_transient_test
 
 UNIT_TESTS += $(daemon-tests)
 daemon_logic_test_SRCS := tests/unit/daemon_logic_test.cc
 daemon_session_test_SRCS := tests/unit/daemon_session_test.cc
 daemon_control_test_SRCS := tests/unit/daemon_control_test.cc
+daemon_transient_test_SRCS := tests/unit/daemon_transient_test.cc
 
 $(foreach t,$(daemon-tests),$(eval $(t)_LDLIBS := $(DAEMON_LDLIBS)))
 $(foreach t,$(daemon-tests),$(eval $(t)_USES := libdmu))

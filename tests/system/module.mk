@@ -11,3 +11,10 @@ blockload_LDLIBS := -lpthread
 fsload_SRCS      := tests/system/fsload.cc tests/system/fstree.cc
 killer_SRCS      := tests/system/killer.cc
 killer_LDLIBS    := -lpthread
+
+TEST_TOOLS += transient-tool
+transient-tool_SRCS   := tests/system/transient_tool.cc
+transient-tool_USES   := libdmu
+transient-tool_LDLIBS := $(DAEMON_LDLIBS)
+build/tests/kernel/transient-tool: $(DAEMON_LIB) $(CORE_LIB)
+transient-stores.sh_TIMEOUT := 900

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "cowd/daemon/lvm.hh"
+
+#include <algorithm>
+#include <cctype>
+#include <cerrno>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <sstream>
+
+#include "cowd/core/child.hh"
+#include "cowd/core/error.hh"
+#include "cowd/daemon/text.hh"
+
+namespace cowd::lvm {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+// Ours, and what was put on top of ours ("part1-DMU-...").
+std::vector<OwnDevice> own_devices() {
+  std::vector<OwnDevice> ours;
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator("/sys/block", ignored)) {
+    std::ifstream uuid_file(entry.path() / "dm/uuid"), name_file(entry.path() / "dm/name");
+    std::string uuid, name;
+    std::getline(uuid_file, uuid);
+    std::getline(name_file, name);
+    if (uuid.find("DMU-") != std::string::npos)
+      ours.push_back({entry.path().filename().string(), name});
+  }
+  return ours;
+}
+
+// A literal in a regular expression in a quoted string of LVM's: what neither of them
+// knows stays, any other character is "any".
+std::string literal(const std::string& name) {
+  std::string out;
+  for (const char c : name)
+    out += std::isalnum(static_cast<unsigned char>(c)) || c == '-' || c == '_' ? c : '.';
+  return out;
+}
+
+// The patterns of a line like global_filter=["a|x|","r|y|"] or global_filter="r|y|".
+std::string patterns_of(const std::string& line) {
+  const size_t equals = line.find('=');
+  if (equals == std::string::npos) return {};
+  std::string value = line.substr(equals + 1);
+  while (!value.empty() && std::isspace(static_cast<unsigned char>(value.back()))) value.pop_back();
+  if (value.starts_with('[') && value.ends_with(']')) value = value.substr(1, value.size() - 2);
+  return value;
+}
+
+// What lvm.conf says now; asked anew when the file has changed.
+std::string host_filter() {
+  struct Known {
+    fs::file_time_type main, local;
+    std::string patterns;
+  };
+  static std::mutex mutex;
+  static std::optional<Known> known;
+  std::error_code ignored;
+  const auto main = fs::last_write_time("/etc/lvm/lvm.conf", ignored);
+  const auto local = fs::last_write_time("/etc/lvm/lvmlocal.conf", ignored);
+  const std::lock_guard lock(mutex);
+  if (!known || known->main != main || known->local != local) {
+    // Status 5: it is not set, and everything is accepted.
+    const ChildResult result = run_child({"lvmconfig", "devices/global_filter"}, {kLimit, {}, {}});
+    known = {main, local, result.ok() ? patterns_of(result.out) : std::string()};
+  }
+  return known->patterns;
+}
+
+std::vector<std::string> with_config(std::vector<std::string> argv, const std::string& more = {}) {
+  argv.insert(argv.begin() + 1, {"--config", config_text(own_devices(), host_filter()) + more});
+  return argv;
+}
+
+// LVM has one exit status for all that can go wrong.
+int code_of(const std::string& said) {
+  const auto has = [&](const char* words) { return said.find(words) != std::string::npos; };
+  if (has("insufficient free space") || has("nsufficient suitable")) return ENOSPC;
+  if (has("Volume group") && has("not found")) return ENOENT;
+  if (has("in use") || has("is used by another")) return EBUSY;
+  return EIO;
+}
+
+uint64_t number(const std::string& text) { return std::strtoull(text.c_str(), nullptr, 10); }
+
+std::vector<std::string> split(const std::string& text) {
+  std::vector<std::string> parts;
+  std::istringstream in(text);
+  for (std::string part; std::getline(in, part, ',');) parts.push_back(part);
+  return parts;
+}
+
+}  // namespace
+
+std::string config_text(const std::vector<OwnDevice>& ours, const std::string& global_filter) {
+  std::string filter;
+  for (const OwnDevice& device : ours)
+    filter += text("\"r|^/dev/", literal(device.kernel_name), "$|\",\"r|^/dev/mapper/",
+                   literal(device.name), "$|\",\"r|^/dev/disk/by-id/dm-name-", literal(device.name),
+                   "$|\",");
+  if (!filter.empty()) filter += "\"r|^/dev/disk/by-id/dm-uuid-.*DMU-|\",";
+  filter += global_filter;
+  if (filter.ends_with(',')) filter.pop_back();
+  // Our stores come and go; what they leave in /etc/lvm/archive nobody would ever use, and
+  // cowd.service may not write there.
+  return (filter.empty() ? std::string() : "devices{global_filter=[" + filter + "]} ") +
+         "backup{backup=0 archive=0} activation{process_priority=0}";
+}
+
+std::string run(const std::string& purpose, std::vector<std::string> argv) {
+  const std::string command = argv.front();
+  ChildResult result = run_child(with_config(std::move(argv)), {kLimit, {}, {}});
+  if (result.ok()) return std::move(result.out);
+  const std::string why = last_words(result.err);
+  const int code = code_of(why);
+  std::string advice;
+  if (code == ENOSPC) advice = " Make the group larger (vgextend), or remove volumes from it.";
+  if (code == ENOENT) advice = " \"vgs\" shows the groups that there are.";
+  throw Error(code, text(purpose, " failed: ", command, " said: ", why, advice));
+}
+
+std::vector<Volume> volumes(const std::string& selection, std::string* complaints) {
+  const std::vector<std::string> argv = {
+      "lvs",
+      "--reportformat",
+      "json",
+      "--units",
+      "b",
+      "--nosuffix",
+      "-o",
+      "lv_uuid,lv_name,vg_name,lv_path,lv_size,lv_tags,lv_active,lv_device_open,lv_time",
+      "--select",
+      selection};
+  const ChildResult result =
+      run_child(with_config(argv, " report{time_format=\"%s\"}"), {kLimit, {}, {}});
+  if (result.signal || (!result.ok() && result.out.empty()))
+    throw Error(EIO,
+                text("The logical volumes cannot be listed: lvs said: ", last_words(result.err)));
+  if (!result.ok() && complaints)
+    *complaints += text("lvs could not read all volume groups and said: ", last_words(result.err));
+  return parse_report(result.out);
+}
+
+std::vector<Volume> parse_report(std::string_view report) {
+  std::vector<Volume> list;
+  try {
+    const auto json = nlohmann::json::parse(report);
+    for (const auto& part : json.at("report")) {
+      if (!part.contains("lv")) continue;
+      for (const auto& lv : part.at("lv")) {
+        const auto field = [&](const char* name) { return lv.at(name).get<std::string>(); };
+        Volume volume;
+        volume.uuid = field("lv_uuid");
+        volume.name = field("lv_name");
+        volume.group = field("vg_name");
+        volume.path = field("lv_path");
+        volume.bytes = number(field("lv_size"));
+        volume.tags = split(field("lv_tags"));
+        volume.active = !field("lv_active").empty();
+        volume.open = field("lv_device_open") == "open";
+        volume.created = static_cast<int64_t>(number(field("lv_time")));
+        list.push_back(std::move(volume));
+      }
+    }
+  } catch (const nlohmann::json::exception& error) {
+    throw Error(EPROTO, text("lvs printed something else than the JSON it was asked for (",
+                             error.what(), "); which lvm2 is it?"));
+  }
+  return list;
+}
+
+}  // namespace cowd::lvm

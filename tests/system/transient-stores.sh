@@ -1,0 +1,174 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# Transient stores in a real volume group and in a directory: made, saved, found, removed;
+# what is not ours stays; a crash at any step leaves nothing that scan() does not find.
+
+# shellcheck source=tests/system/lib.sh
+. "$(dirname "$0")/lib.sh"
+volumes base=64M other=16M
+DIR=$WORK/stores
+need mkdir -m 700 "$DIR"
+VM=c0ffee00-0000-4000-8000-000000000001
+
+tool() { transient-tool "$@"; }
+field() { jq -r "$1"; }
+count() { tool scan "$DIR" 2>/dev/null | wc -l; }
+lvs_of() { lvm_on lvs --noheadings -o "$1" -S "$2" "$VG" 2>/dev/null | xargs; }
+
+# refuses NAME ERRNO COMMAND...
+refuses() {
+	local name=$1 errno=$2 said
+	shift 2
+	if said=$("$@" 2>&1); then
+		not_ok "$name" "it was not refused: $said"
+	elif [[ $said == *"$errno: "* ]]; then
+		ok "$name"
+		echo "# $name: $said"
+	else
+		not_ok "$name" "$said"
+	fi
+}
+
+# --- in a volume group ---
+
+check "nothing to begin with" test "$(count)" = 0
+store=$(tool create "$VG" 20000000 "$VM" xvda) || not_ok "create" "$store"
+uuid=$(field .uuid <<<"$store")
+path=$(field .path <<<"$store")
+lv=$(field .lv_uuid <<<"$store")
+check "made" test -b "$path"
+check "its tags" test "$(lvs_of lv_tags "lv_uuid=$lv" | tr ',' '\n' | sort | xargs)" = \
+	"cowd.boot=$(cat /proc/sys/kernel/random/boot_id) cowd.host=$(cat /etc/machine-id) cowd.store=$uuid cowd.transient cowd.vdev=xvda cowd.vm=$VM"
+check "it is large enough" test "$(blockdev --getsize64 "$path")" -ge 20000000
+check "it is zeroed where headers are" cmp -n 1048576 "$path" /dev/zero
+check "it is not activated at boot" test "$(lvs_of lv_autoactivation "lv_uuid=$lv")" = ""
+check "scan finds it" test "$(tool scan | field .uuid)" = "$uuid"
+need ctl create -o "uuid=$uuid" "dscow:$path:$(vol base)"
+check "and with a header" test "$(tool scan | field .problem)" = ""
+need start_cowd
+need ctl attach --name first --durability transient "dscow:$path:$(vol base)"
+refuses "one in use stays" EBUSY tool remove "$uuid"
+need ctl detach first
+check "save" tool save "$uuid"
+check "it is saved" test "$(tool find "$VG" "$VM" xvda | field .uuid)" = "$uuid"
+tool find "$VG" "$VM" xvdb >/dev/null
+check "not that of another disk" test $? = 3
+need lvm_on lvchange -qq -an "$VG/${path##*/}"
+check "it is found where it is not active" test "$(tool find "$VG" "$VM" xvda | field .problem)" = ""
+check "and is active then" test -b "$path"
+check "unsave" tool unsave "$uuid"
+tool find "$VG" "$VM" xvda >/dev/null
+check "it is not saved any more" test $? = 3
+check "remove" tool remove "$uuid"
+check "it is gone" test ! -e "$path" -a "$(count)" = 0
+refuses "twice is refused" ENOENT tool remove "$uuid"
+
+refuses "a group that is not there" ENOENT tool create nogroup 4096 "" ""
+refuses "a group that is full" ENOSPC tool create "$VG" 100000000000000 "" ""
+check "nothing is left of those" test "$(count)" = 0
+
+# --- what stays ---
+
+theirs=$(tool --host another create "$VG" 4194304 "$VM" xvda | field .uuid)
+check "another host's is listed" test "$(tool scan | field .host)" = another
+refuses "but not removed" EPERM tool remove "$theirs"
+refuses "nor saved" EPERM tool save "$theirs"
+check "by its own host it is" tool --host another remove "$theirs"
+
+store=$(tool create "$VG" 8388608 "" "")
+uuid=$(field .uuid <<<"$store")
+path=$(field .path <<<"$store")
+need mkfs.ext4 -q "$path"
+check "one that holds something else is reported" grep -q "no dscow store" <<<"$(tool scan | field .problem)"
+refuses "and stays" EUCLEAN tool remove "$uuid"
+need wipefs -qa "$path"
+need dd if=/dev/zero of="$path" bs=64K count=1 conv=fsync status=none
+need ctl create --force -o size=1M -o uuid=00000000-0000-4000-8000-00000000000a "dscow:$path"
+refuses "with another store's header, too" EUCLEAN tool remove "$uuid"
+need ctl create --force -o size=1M "dscow:$path"
+exec {held}<"$path"
+refuses "one that somebody has open stays" EBUSY tool remove "$uuid"
+exec {held}<&-
+check "with a header that does not say which store it is, it is removed" tool remove "$uuid"
+
+# The tags of a store on a volume of somebody else's: its header has the last word.
+need lvm_on lvchange -qq --addtag cowd.transient --addtag "cowd.store=$uuid" \
+	--addtag "cowd.host=$(cat /etc/machine-id)" "$VG/other"
+need mkfs.ext4 -q "$(vol other)"
+refuses "a volume that was tagged by mistake stays" EUCLEAN tool remove "$uuid"
+need lvm_on lvchange -qq --deltag cowd.transient "$VG/other"
+
+# LVM reads none of our devices, even where a guest made it a physical volume of a group of
+# the same name.
+need ctl create --force -o size=64M "dscow:$(vol other):$(vol base)" 2>/dev/null ||
+	true
+need ctl create --force "dscow:$(vol other)" -o size=8M
+need ctl attach --name guest "dscow:$(vol other)"
+need lvm pvcreate -qq --config "devices{filter=[\"a|^/dev/mapper/guest$|\",\"r|.*|\"]}" /dev/mapper/guest
+end_cowd KILL
+began=$SECONDS
+store=$(timeout 20 transient-tool create "$VG" 4194304 "" "")
+check "a device without its cowd hangs nobody" test -n "$store"
+check "and is not waited for" test $((SECONDS - began)) -lt 20
+need timeout 20 transient-tool remove "$(field .uuid <<<"$store")"
+start_cowd
+need ctl detach guest
+need wipefs -qa "$(vol other)"
+
+# --- in a directory ---
+
+store=$(tool create "$DIR" 8388608 "$VM" xvda)
+uuid=$(field .uuid <<<"$store")
+path=$(field .path <<<"$store")
+need ctl create -o "uuid=$uuid" -o size=4M "dscow:$path"
+need ctl attach --name file "dscow:$path"
+refuses "a file behind a loop device stays" EBUSY tool remove "$uuid" "$DIR"
+need ctl detach file
+check "save a file" tool save "$uuid" "$DIR"
+check "it is found" test "$(tool find "$DIR" "$VM" xvda | field .uuid)" = "$uuid"
+check "remove it" tool remove "$uuid" "$DIR"
+check "nothing of it stays" test -z "$(ls -A "$DIR")"
+
+# --- crashes ---
+
+# crash SYSCALLS WHEN COMMAND...: killed as it enters the WHEN-th of these; fails if
+# there were not as many.
+crash() {
+	local calls=$1 when=$2
+	shift 2
+	! strace -qq -o /dev/null -e "trace=$calls" -e "inject=$calls:signal=KILL:when=$when" \
+		transient-tool "$@" >/dev/null 2>&1
+}
+leftovers() {
+	[[ $1 == /* ]] && ls -A "$1"
+	[[ $1 == /* ]] || lvs_of lv_name 'lv_name=~^cowd-'
+}
+# crashes NAME WHERE SYSCALLS: kills create and remove at each of them.
+crashes() {
+	local name=$1 where=$2 calls=$3 when steps=0 uuid command bad=
+	for command in create remove; do
+		for ((when = 1; when < 40; when++)); do
+			if [[ $command == create ]]; then
+				crash "$calls" "$when" create "$where" 4194304 "$VM" xvda || break
+			else
+				uuid=$(tool create "$where" 4194304 "$VM" xvda | field .uuid)
+				crash "$calls" "$when" remove "$uuid" "$DIR" || break
+			fi
+			steps=$((steps + 1))
+			tool scan "$DIR" 2>/dev/null | jq -e 'select(.problem != "")' &&
+				bad+=" a problem at $command $when;"
+			for uuid in $(tool scan "$DIR" 2>/dev/null | field .uuid); do
+				tool remove "$uuid" "$DIR" || bad+=" not removed at $command $when;"
+			done
+			[[ -z $(leftovers "$where") ]] || bad+=" left at $command $when: $(leftovers "$where");"
+		done
+		# The one that was not killed.
+		for uuid in $(tool scan "$DIR" 2>/dev/null | field .uuid); do tool remove "$uuid" "$DIR"; done
+	done
+	check "$name: $steps crashes were real" test "$steps" -ge 6
+	check "$name: nothing is left that cannot be found" test -z "$bad" || echo "# $bad"
+}
+crashes "in a directory" "$DIR" fsync,rename,renameat,renameat2,unlinkat,ftruncate
+# Each child, before it is begun and when it has ended; and the zeroing.
+crashes "in a volume group" "$VG" pidfd_open,wait4,pwrite64,fdatasync
