@@ -16,6 +16,7 @@
 #   SECOND_KERNEL_TESTS those of KERNEL_TESTS that are also run on the newer kernel
 #   DEBUG_KERNEL_TESTS  and those run on one with KASAN and lockdep (check-long)
 #   SERVICE_TESTS scripts for a machine with systemd and the tree installed
+#   XEN_TESTS    scripts for a domain 0 with the tree installed
 #   TEST_TOOLS   programs that kernel tests use -> build/tests/kernel/NAME
 #   KMODS        kernel modules: NAME -> build/kmod/<release>/NAME.ko
 #   MAN_PAGES    page.1 ... page.8
@@ -285,6 +286,7 @@ endef
 $(eval $(call suite,kernel,,$(KERNEL_TESTS)))
 $(eval $(call suite,second-kernel,--kernel 6.12,$(SECOND_KERNEL_TESTS)))
 $(eval $(call suite,service,--systemd --installed,$(SERVICE_TESTS)))
+$(eval $(call suite,xen,--xen --installed,$(XEN_TESTS)))
 $(eval $(call suite,debug-kernel,--slow 6 --kernel "$$$$(tests/lab/make-debug-kernel)",$(DEBUG_KERNEL_TESTS)))
 
 # What takes too long for every change.
@@ -294,7 +296,7 @@ check-long:
 
 list-tests:
 	@printf '%s\n' $(foreach t,$(UNIT_TESTS),unit:$(t)) $(foreach t,$(KERNEL_TESTS),kernel:$(t)) \
-	  $(foreach t,$(SERVICE_TESTS),service:$(t))
+	  $(foreach t,$(SERVICE_TESTS),service:$(t)) $(foreach t,$(XEN_TESTS),xen:$(t))
 
 setup:
 	$(quiet)tests/setup
@@ -375,6 +377,6 @@ help:
 
 FORCE:
 .PHONY: all tests kmod sparse checkpatch check check-unit check-kernel \
-  check-second-kernel check-service check-debug-kernel check-long demo \
+  check-second-kernel check-service check-xen check-debug-kernel check-long demo \
   setup install install-user install-kmod install-dkms dist clean distclean \
   help list-tests FORCE $(kernel-releases:%=sparse-%)

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Real guests of a real Xen, in the lab's machine (tests/lab/run --xen). One
+# script a subject; the programs are what the guests do.
+
+xen-tests := phy.sh
+XEN_TESTS += $(addprefix tests/xen/,$(xen-tests))
+
+# Static: a guest has no libraries.
+TEST_TOOLS += guestdisk guest-fsload
+guestdisk_SRCS       := tests/xen/guestdisk.cc tests/system/pattern.cc
+guestdisk_LDFLAGS    := -static
+guest-fsload_SRCS    := tests/system/fsload.cc tests/system/fstree.cc
+guest-fsload_LDFLAGS := -static
