@@ -230,15 +230,13 @@ static int dmu_read_one(struct dmu_device *dev, struct dmu_msg __user *slot)
 	do {
 		spin_lock_irq(&dev->lock);
 		gone = dev->gone;
-		got = !gone && dmu_pop(dev, &msg);
+		got = gone ? dmu_promoted_pop(dev, &msg) : dmu_pop(dev, &msg);
 		more = dev->replaying && dev->replay_more;
 		spin_unlock_irq(&dev->lock);
 		cond_resched();
 	} while (!gone && !got && more);
-	if (gone)
-		return -ENODEV;
 	if (!got)
-		return 0;
+		return gone ? -ENODEV : 0;
 	return copy_to_user(slot, &msg, sizeof(msg)) ? -EFAULT : 1;
 }
 

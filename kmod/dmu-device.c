@@ -28,6 +28,11 @@ static struct kmem_cache *promotion_cache;
 
 static void dmu_device_free(struct dmu_device *dev)
 {
+	struct dmu_promotion *p, *next;
+
+	list_splice_init(&dev->promoted_volatile, &dev->promoted);
+	list_for_each_entry_safe(p, next, &dev->promoted, list)
+		dmu_promotion_free(dev, p);
 	if (dev->wq)
 		destroy_workqueue(dev->wq);
 	mempool_exit(&dev->invalidation_pool);
@@ -145,22 +150,20 @@ out:
 	return dev;
 }
 
+/*
+ * What was promoted stays until the channel closes: an open one may not have read
+ * all of it, and the store must not lose what its users saw written.
+ */
 static void dmu_device_stop(struct dmu_device *dev)
 {
-	struct dmu_promotion *p, *next;
-	LIST_HEAD(done);
-
 	spin_lock_irq(&dev->lock);
 	dev->gone = true;
-	list_splice_init(&dev->promoted, &done);
-	list_splice_init(&dev->promoted_volatile, &done);
+	dev->replaying = false;
 	dev->uncommitted = RB_ROOT_CACHED;
 	dev->nr_uncommitted = 0;
 	dmu_extent_drop_all(dev);
 	spin_unlock_irq(&dev->lock);
 
-	list_for_each_entry_safe(p, next, &done, list)
-		dmu_promotion_free(dev, p);
 	cancel_delayed_work_sync(&dev->no_daemon_work);
 	cancel_delayed_work_sync(&dev->promoted_work);
 	dmu_wake(dev);

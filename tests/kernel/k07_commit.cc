@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // K7: what a commit covers, what the kernel may forget, what a new daemon is told.
+#include <unistd.h>
+
 #include <cerrno>
 #include <random>
 
@@ -51,6 +53,31 @@ CASE(k07_unread_promotions_are_replayed_too) {
   CHECK_EQ(rig.file->write(64, 8, kNew).result(), 8 * 512);  // without any daemon
   channel = std::make_unique<Channel>(*rig.target);
   CHECK_EQ(channel->replayed.size(), 2U);
+}
+
+// A device that somebody else removes: the daemon still learns what it has to commit.
+CASE(k07_promotions_are_told_after_removal) {
+  Rig rig;
+  auto read_one = [](Channel& channel, dmu_msg& msg) {
+    ssize_t got = read(channel.fd(), &msg, sizeof msg);
+    return got < 0 ? -errno : static_cast<int>(got);
+  };
+  Channel channel(*rig.target);
+  rig.push_overlay(channel);
+  rig.promote(channel, 0, 8, kNew);
+  CHECK_EQ(rig.file->write(64, 8, kNew).result(), 8 * 512);
+  CHECK_EQ(rig.file->write(1024, 16, kNew).result(), 16 * 512);
+  rig.file.reset();
+  CHECK_EQ(rig.target->remove(), 0);
+  std::set<uint64_t> told;
+  dmu_msg msg{};
+  int got = 0;
+  while ((got = read_one(channel, msg)) > 0) {
+    CHECK_EQ(msg.type, uint32_t{DMU_MSG_PROMOTED});
+    for (uint64_t s = msg.sector; s < msg.sector + msg.len; s += kGranule) told.insert(s);
+  }
+  CHECK_EQ(got, -ENODEV);
+  CHECK(told == (std::set<uint64_t>{64, 1024, 1032}));
 }
 
 CASE(k07_commit_covers_what_was_read) {

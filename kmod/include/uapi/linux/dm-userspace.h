@@ -15,7 +15,8 @@
  * 0 from the daemon (EINVAL otherwise).
  *
  * read():  EAGAIN with O_NONBLOCK and nothing to tell; EINVAL for a buffer
- *          shorter than one message; ENODEV once the device is gone; EFAULT
+ *          shorter than one message; ENODEV once the device is gone
+ *          and what it had promoted has been read; EFAULT
  *          loses no message. A partial last slot of the buffer is left alone.
  * write(): messages are taken in order. A wrong one stops the call: the return
  *          value counts the bytes before it, or, if it is the first, is its
