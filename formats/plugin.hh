@@ -154,6 +154,9 @@ class Image {
   virtual Task<std::vector<Answer>> zero(Range range) = 0;
   // The whole range, in order, without gaps; long runs may come in several entries.
   virtual Task<std::vector<MapEntry>> map(Range range) = 0;
+  // Of a transient image: all that was promoted becomes durable, and the image is a
+  // persistent one from here on, to be opened as such. Others just commit.
+  virtual Task<> preserve() = 0;
   // Clean end, after a last commit: marks the image clean, gives up ownership.
   virtual Task<> close() = 0;
   // For `cowctl info` and `cowctl stats`: a JSON object.

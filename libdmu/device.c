@@ -147,6 +147,62 @@ int dmu_remove(const char *name, uint32_t flags, struct dmu_error *err)
 	return dmu_dm_end(&dm, r);
 }
 
+/* The sectors of the table in use. */
+static int table_length(const char *name, uint64_t *sectors, struct dmu_error *err)
+{
+	uint64_t start, length;
+	char *type, *params;
+	void *next = NULL;
+	struct dmu_dm dm;
+	int r = dmu_dm_begin(&dm, DM_DEVICE_TABLE, name, "read the table of", err);
+
+	if (r)
+		return r;
+	r = dmu_dm_run(&dm);
+	*sectors = 0;
+	while (!r) {
+		next = dm_get_next_target(dm.task, next, &start, &length, &type, &params);
+		if (type)
+			*sectors = start + length;
+		if (!next)
+			break;
+	}
+	return dmu_dm_end(&dm, r);
+}
+
+static int load_error_table(const char *name, struct dmu_error *err)
+{
+	uint64_t sectors;
+	struct dmu_dm dm;
+	int r = table_length(name, &sectors, err);
+
+	if (!r)
+		r = dmu_dm_begin(&dm, DM_DEVICE_RELOAD, name, "load an error table into", err);
+	if (r)
+		return r;
+	if (!dm_task_add_target(dm.task, 0, sectors, "error", ""))
+		r = dmu_dm_error(&dm);
+	if (!r)
+		r = dmu_dm_run(&dm);
+	return dmu_dm_end(&dm, r);
+}
+
+int dmu_wipe(const char *name, uint32_t flags, struct dmu_error *err)
+{
+	int r = dmu_flags_check(name, flags, DMU_NO_UDEV_SCAN, err);
+
+	if (!r)
+		r = load_error_table(name, err);
+	if (r)
+		return r;
+	r = dmu_suspend(name, DMU_NOFLUSH | DMU_SKIP_LOCKFS, err);
+	if (r) {
+		clear_loaded(name);
+		return r;
+	}
+	return dmu_resume(name, flags, err);
+}
+
 /* -------------------------------------------------------------- queries --- */
 
 static int no_such(struct dmu_dm *dm)

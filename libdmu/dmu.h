@@ -304,6 +304,16 @@ int dmu_resume(const char *name, uint32_t flags, struct dmu_error *err);
  */
 int dmu_remove(const char *name, uint32_t flags, struct dmu_error *err);
 
+/**
+ * dmu_wipe - fail all I/O of a device from now on, for ever
+ * @flags:	DMU_NO_UDEV_SCAN
+ *
+ * Puts an error table in the place of the device's: bios that wait for the daemon
+ * fail, I/O under way at the destinations is waited for, then the destinations are
+ * free. The channel reads what was promoted, then ENODEV. -ENXIO: no such device.
+ */
+int dmu_wipe(const char *name, uint32_t flags, struct dmu_error *err);
+
 /* dmu_get_info - -ENXIO: no such device. */
 int dmu_get_info(const char *name, struct dmu_info *info, struct dmu_error *err);
 

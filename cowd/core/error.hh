@@ -18,4 +18,16 @@ class Error : public std::runtime_error {
   int code_;
 };
 
+// One that somebody is told of who may not read what() (a guest): they learn what it is
+// about, in words of their own ("the disk xvda"), and its id.
+class GuestError : public Error {
+ public:
+  GuestError(const Error& error, std::string subject)
+      : Error(error), subject_(std::move(subject)) {}
+  const std::string& subject() const { return subject_; }
+
+ private:
+  std::string subject_;
+};
+
 }  // namespace cowd

@@ -76,8 +76,46 @@ Task<nlohmann::json> on_device(DeviceManager& devices, Task<> (DeviceManager::*w
   co_return nothing();
 }
 
-Task<nlohmann::json> run(DeviceManager& devices, const std::string& command,
-                         JsonArguments& arguments) {
+Vbds& need_xen(Vbds* vbds) {
+  if (!vbds)
+    throw Error(ENOSYS, "This cowd serves no disks of domains: it runs where there is no Xen, or "
+                        "its log says why it could not talk to it when it was started.");
+  return *vbds;
+}
+
+Task<nlohmann::json> run_vbd(Vbds* vbds, const std::string& command, JsonArguments& arguments,
+                             const ControlServer::Tell& tell) {
+  if (command == "vbd-list") {
+    arguments.done();
+    co_return co_await need_xen(vbds).list();
+  }
+  auto path = arguments.need_string("path");
+  arguments.done();
+  if (command == "vbd-remove") {
+    co_await need_xen(vbds).remove(std::move(path));
+    co_return nothing();
+  }
+  std::function<Task<>()> still_wanted = [&tell]() -> Task<> {
+    nlohmann::json line = {{"progress", {{"what", "attached"}, {"done", 1}, {"total", 1}}}};
+    co_await tell(line);
+  };
+  co_return co_await need_xen(vbds).add(std::move(path), still_wanted);
+}
+
+Task<nlohmann::json> run(DeviceManager& devices, Vbds* vbds, const std::string& command,
+                         JsonArguments& arguments, const ControlServer::Tell& tell) {
+  if (command == "vbd-add" || command == "vbd-remove" || command == "vbd-list")
+    co_return co_await run_vbd(vbds, command, arguments, tell);
+  if (command == "stores") {
+    arguments.done();
+    co_return co_await devices.stores();
+  }
+  if (command == "store-delete") {
+    auto store = arguments.need_string("store");
+    arguments.done();
+    co_await devices.delete_store(std::move(store));
+    co_return nothing();
+  }
   if (command == "attach") {
     auto request = attach_request(arguments);
     co_return co_await devices.attach(std::move(request));
@@ -134,9 +172,11 @@ AttachRequest attach_request(JsonArguments& arguments) {
   return request;
 }
 
-ControlServer::Handler make_commands(DeviceManager& devices) {
-  return [&devices](const std::string& command, JsonArguments& arguments,
-                    const ControlServer::Tell&) { return run(devices, command, arguments); };
+ControlServer::Handler make_commands(DeviceManager& devices, Vbds* vbds) {
+  return [&devices, vbds](const std::string& command, JsonArguments& arguments,
+                          const ControlServer::Tell& tell) {
+    return run(devices, vbds, command, arguments, tell);
+  };
 }
 
 }  // namespace cowd

@@ -145,6 +145,10 @@ const std::vector<Key>& keys() {
        }},
       {"devices", "max_extents",
        [](Config& c, const Value& v) { c.devices.max_extents = as_number(v, 0, 1U << 30); }},
+      {"devices", "keep_on_reboot",
+       [](Config& c, const Value& v) { c.devices.keep_on_reboot = as_bool(v); }},
+      {"devices", "store_directories",
+       [](Config& c, const Value& v) { c.devices.store_directories = as_strings(v, as_path); }},
       {"devices", "commit_interval",
        [](Config& c, const Value& v) {
          c.devices.session.commit_interval = as_duration(v, milliseconds(10), milliseconds(60000));

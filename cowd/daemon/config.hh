@@ -34,6 +34,8 @@ struct Config {
     bool queue_if_no_daemon = true;
     unsigned no_daemon_seconds = 60;  // if not queue_if_no_daemon
     uint64_t max_extents = 0;         // 0: the module's default
+    bool keep_on_reboot = false;  // of transient disks
+    std::vector<std::string> store_directories;  // where transient stores were made, to clean up
     SessionSettings session;
   } devices;
 

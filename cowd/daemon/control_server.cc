@@ -144,9 +144,13 @@ Task<> ControlServer::serve(Socket socket) {
 Task<> ControlServer::answer(Client& client, const nlohmann::json& request) {
   nlohmann::json final_line;
   std::optional<Error> failure;
+  std::string guest_subject;
   try {
     final_line["result"] = co_await perform(client, request);
     final_line["ok"] = true;
+  } catch (const GuestError& error) {
+    failure = error;
+    guest_subject = error.subject();
   } catch (const Error& error) {
     failure = error;
   } catch (const std::exception& error) {
@@ -155,12 +159,16 @@ Task<> ControlServer::answer(Client& client, const nlohmann::json& request) {
   if (failure) {
     std::string id = new_error_id();
     std::string device;
-    for (const char* key : {"device", "name", "spec"})
+    for (const char* key : {"device", "name", "spec", "path"})
       if (device.empty() && request.contains(key) && request[key].is_string())
         device = request[key].get<std::string>();
     log(Level::warning, failure->what(), {device, id});
     events_.add("refused", device, failure->what(), id);
     final_line = refusal(*failure, id);
+    if (!guest_subject.empty())
+      final_line["error"]["public"] =
+          text(guest_subject, " is not available; the host's administrator finds the reason as ",
+               id, ".");
   }
   bool too_long = false;
   try {

@@ -53,7 +53,10 @@ class Device::Exclusive {
                               " at this moment. Try again when that has ended."));
     device.busy_ = what;
   }
-  ~Exclusive() { device_.busy_ = nullptr; }
+  ~Exclusive() {
+    device_.busy_ = nullptr;
+    device_.changed_.notify();
+  }
   Exclusive(const Exclusive&) = delete;
   Exclusive& operator=(const Exclusive&) = delete;
 
@@ -120,7 +123,9 @@ Task<> Device::supervise() {
 Task<> Device::removed_by_others() {
   Exclusive exclusive(*this, "cleaned up");
   become(State::detaching);
-  log(Level::warning, text("The device ", name_, " was removed, not by cowd."), {name_, {}});
+  std::string sentence = text("The device ", name_,
+                              leaving_ ? " is detached." : " was removed, not by cowd.");
+  log(leaving_ ? Level::info : Level::warning, sentence, {name_, {}});
   try {
     if (image_) co_await close_image();
   } catch (const std::exception& error) {
@@ -128,7 +133,7 @@ Task<> Device::removed_by_others() {
   }
   close_backings();
   environment_.run_dir->remove(name_);
-  event("detached", text("The device ", name_, " was removed, not by cowd."), {});
+  event("detached", sentence, {});
   on_gone_();
 }
 
@@ -177,6 +182,54 @@ Task<> Device::detach() {
   co_await wait_for_end();
   if (image_) co_await close_image();
   close_backings();
+}
+
+Task<> Device::leave(Leaving how) {
+  auto self = shared_from_this();
+  while (busy_) co_await changed_.wait();
+  if (gone_) co_return;
+  std::exception_ptr error;
+  try {
+    Exclusive exclusive(*this, "detached");
+    co_await leave_here(how);
+  } catch (...) {
+    error = std::current_exception();
+  }
+  if (gone_) co_await removed_by_others();
+  if (error) std::rethrow_exception(error);
+}
+
+Task<> Device::leave_here(Leaving how) {
+  if (how == Leaving::suspended && image_) {
+    Using use(*this);
+    co_await image_->preserve();
+  }
+  leaving_ = true;
+  // Without a session nobody would answer what waits.
+  bool wipe = how == Leaving::dying || !session_;
+  if (!wipe) {
+    try {
+      co_await session_->commit_all();
+    } catch (const std::exception& error) {
+      failed("commit-failed", text("The last commit of ", name_, " is still to come. ",
+                                   error.what()));
+    }
+  }
+  if (wipe) co_await blocking(dm::wipe, name_);
+  co_await blocking(dm::remove_deferred, name_);
+  if (session_ || supervised_) co_return;  // the channel tells when it has gone
+  gone_ = true;
+}
+
+Task<> Device::note(std::function<void(DeviceEntry&)> change) {
+  auto self = shared_from_this();
+  change(entry_);
+  co_await write_entry();
+}
+
+Task<DeviceEntry> Device::entry() {
+  auto self = shared_from_this();
+  co_return entry_;
 }
 
 Task<> Device::pause() {

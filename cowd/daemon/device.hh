@@ -7,6 +7,8 @@
 //   detach:   suspend (noflush), last commit, remove, and when the channel has told
 //             that the device is gone: image.close(), backings. A note that is left
 //             without its dm device is cleaned at the next start.
+//   leave:    the same without waiting: the dm device is removed at its last close, and
+//             what was promoted until then is told by the channel after that.
 //   restart:  the dm device is there and holds its I/O: backings, image
 //             (OpenRequest.reattach), channel; tried again until it works.
 //   stop:     last commit, channel closed; the dm device stays for the next cowd.
@@ -71,6 +73,17 @@ class Device : public SessionObserver, public std::enable_shared_from_this<Devic
   // dm device is gone exactly if gone() says so afterwards, whatever is thrown.
   Task<> detach();
   bool gone() const { return gone_; }
+  // Begins a detach that ends at the last close; on_gone is called then.
+  //   orderly   users still finish what they began
+  //   dying     its domain is gone: what waits fails at once
+  //   suspended its domain was saved: a transient store becomes durable first
+  // Throws Error if a suspended one's store could not be made durable; nothing has begun then.
+  enum class Leaving { orderly, dying, suspended };
+  Task<> leave(Leaving how);
+  // Changes what is noted of it, durably in the run directory.
+  Task<> note(std::function<void(DeviceEntry&)> change);
+  // A copy, as it is now.
+  Task<DeviceEntry> entry();
   Task<> pause();
   Task<> resume();
   Task<> stop();
@@ -107,6 +120,7 @@ class Device : public SessionObserver, public std::enable_shared_from_this<Devic
   Task<> close_image();
   Task<> write_entry();
   Task<> remove_dm_device();
+  Task<> leave_here(Leaving how);
   Task<> wait_for_end();
   Task<> wait_for_users();
   void become(State state) { state_.store(state); }
@@ -132,6 +146,7 @@ class Device : public SessionObserver, public std::enable_shared_from_this<Devic
   unsigned users_ = 0;          // requests that are inside the image
   bool supervised_ = false;     // supervise() runs
   bool stopping_ = false;
+  bool leaving_ = false;
   bool gone_ = false;
 };
 

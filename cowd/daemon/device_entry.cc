@@ -22,9 +22,52 @@ bool name_char(char c) {
          std::string_view("#+-.:=@_").find(c) != std::string_view::npos;
 }
 
-}  // namespace
+nlohmann::json to_json(const TransientStore& store) {
+  return {{"uuid", store.uuid},       {"where", store.where},     {"path", store.path},
+          {"lv_uuid", store.lv_uuid}, {"host_id", store.host_id}, {"boot_id", store.boot_id},
+          {"vm_uuid", store.binding.vm_uuid},
+          {"vdev", store.binding.vdev},
+          {"saved", store.saved},     {"bytes", store.bytes}};
+}
 
-nlohmann::json to_json(const DeviceEntry& entry) {
+TransientStore store_from_json(const nlohmann::json& json) {
+  TransientStore store;
+  store.uuid = json.at("uuid").get<std::string>();
+  store.where = json.at("where").get<std::string>();
+  store.path = json.at("path").get<std::string>();
+  store.lv_uuid = json.at("lv_uuid").get<std::string>();
+  store.host_id = json.at("host_id").get<std::string>();
+  store.boot_id = json.at("boot_id").get<std::string>();
+  store.binding.vm_uuid = json.at("vm_uuid").get<std::string>();
+  store.binding.vdev = json.at("vdev").get<std::string>();
+  store.saved = json.at("saved").get<bool>();
+  store.bytes = json.at("bytes").get<uint64_t>();
+  return store;
+}
+
+nlohmann::json to_json(const DomainNote& domain) {
+  return {{"vm_uuid", domain.vm_uuid},
+          {"vdev", domain.vdev},
+          {"name", domain.name},
+          {"asked", domain.asked},
+          {"vbds", domain.vbds},
+          {"keep", domain.keep},
+          {"keep_on_reboot", domain.keep_on_reboot}};
+}
+
+DomainNote domain_from_json(const nlohmann::json& json) {
+  DomainNote domain;
+  domain.vm_uuid = json.at("vm_uuid").get<std::string>();
+  domain.vdev = json.at("vdev").get<std::string>();
+  domain.name = json.at("name").get<std::string>();
+  domain.asked = json.at("asked").get<std::string>();
+  domain.vbds = json.at("vbds").get<std::vector<std::string>>();
+  domain.keep = json.at("keep").get<bool>();
+  domain.keep_on_reboot = json.at("keep_on_reboot").get<bool>();
+  return domain;
+}
+
+nlohmann::json basic_to_json(const DeviceEntry& entry) {
   return {{"version", kEntryVersion},
           {"name", entry.name},
           {"uuid", entry.uuid},
@@ -38,6 +81,15 @@ nlohmann::json to_json(const DeviceEntry& entry) {
           {"max_extents", entry.max_extents},
           {"attached_at", entry.attached_at},
           {"paused", entry.paused}};
+}
+
+}  // namespace
+
+nlohmann::json to_json(const DeviceEntry& entry) {
+  nlohmann::json json = basic_to_json(entry);
+  if (entry.store) json["store"] = to_json(*entry.store);
+  if (!entry.domain.vm_uuid.empty()) json["domain"] = to_json(entry.domain);
+  return json;
 }
 
 DeviceEntry entry_from_json(const nlohmann::json& json) {
@@ -57,6 +109,8 @@ DeviceEntry entry_from_json(const nlohmann::json& json) {
     entry.max_extents = json.at("max_extents").get<uint64_t>();
     entry.attached_at = json.at("attached_at").get<std::string>();
     entry.paused = json.at("paused").get<bool>();
+    if (json.contains("store")) entry.store = store_from_json(json.at("store"));
+    if (json.contains("domain")) entry.domain = domain_from_json(json.at("domain"));
     check_device_name(entry.name);
     return entry;
   } catch (const nlohmann::json::exception& error) {

@@ -5,13 +5,30 @@
 
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
+#include "cowd/daemon/transient.hh"
 #include "formats/plugin.hh"
 
 namespace cowd {
+
+// Whose disk it is, if a domain's.
+struct DomainNote {
+  std::string vm_uuid;  // empty: nobody's; kDomainZero: domain 0's own
+  std::string vdev;
+  std::string name;               // of the domain, for people
+  std::string asked;              // the specification as the domain's configuration has it
+  std::vector<std::string> vbds;  // backend/vbd/DOMID/DEVID, those that use it
+  // Its transient store outlives it: it was seen suspended (a save, a migration), or
+  // rebooting with keep_on_reboot.
+  bool keep = false;
+  bool keep_on_reboot = false;
+};
+
+inline constexpr const char* kDomainZero = "00000000-0000-0000-0000-000000000000";
 
 struct DeviceEntry {
   std::string name;  // of the dm device
@@ -26,6 +43,8 @@ struct DeviceEntry {
   uint64_t max_extents = 0;
   std::string attached_at;  // RFC 3339
   bool paused = false;
+  std::optional<TransientStore> store;  // of `transient@`; spec has its path
+  DomainNote domain;
 };
 
 nlohmann::json to_json(const DeviceEntry& entry);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "cowd/daemon/device_manager.hh"
 
-#include <boost/asio/post.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -14,6 +15,7 @@
 #include "cowd/daemon/log.hh"
 #include "cowd/daemon/on.hh"
 #include "cowd/daemon/text.hh"
+#include "cowd/daemon/undo.hh"
 
 namespace cowd {
 
@@ -43,18 +45,32 @@ DeviceManager::DeviceManager(asio::io_context& io, const Config& config,
     : io_(io),
       config_(config),
       environment_(std::move(environment)),
-      strand_(asio::make_strand(io)) {}
+      strand_(asio::make_strand(io)),
+      transient_(environment_.host_id, environment_.boot_id),
+      changed_(strand_) {}
 
 DeviceManager::DevicePtr DeviceManager::make_device(DeviceEntry entry) {
   std::string name = entry.name;
   return std::make_shared<Device>(
-      asio::make_strand(io_), environment_, std::move(entry),
-      [this, name] { asio::post(strand_, [this, name] { forget(name); }); });
+      asio::make_strand(io_), environment_, std::move(entry), [this, name] {
+        asio::co_spawn(
+            strand_,
+            [this, name]() -> Task<> {
+              if (auto found = devices_.find(name); found != devices_.end())
+                co_await finish(found->second);
+            },
+            asio::detached);
+      });
 }
 
-void DeviceManager::forget(const std::string& name) {
-  devices_.erase(name);
-  stores_.release(name);
+// The dm device is gone and its image is closed: what was made for it goes too.
+Task<> DeviceManager::finish(DevicePtr device) {
+  DeviceEntry entry = co_await on(device->strand(), device->entry());
+  if (entry.store && !entry.store->saved) co_await remove_store(entry.name, *entry.store);
+  if (entry.store) store_uuids_.erase(entry.store->uuid);
+  devices_.erase(entry.name);
+  stores_.release(entry.name);
+  if (tell_gone_) tell_gone_(entry);
 }
 
 // --- attach -----------------------------------------------------------------
@@ -71,23 +87,43 @@ Task<nlohmann::json> DeviceManager::attach_here(AttachRequest request) {
   std::string name = co_await choose_name(request, spec);
   DevicePtr device;
   std::exception_ptr error;
+  Undo undo;
   try {
-    co_await claim_stores(name, spec, request.read_only);
-    device = make_device(make_entry(request, name, spec));
-    co_await on(device->strand(), device->attach());
+    device = co_await make_and_attach(request, name, std::move(spec), undo);
   } catch (...) {
     error = std::current_exception();
   }
-  attaching_.erase(name);
   if (error) {
     stores_.release(name);
-    std::rethrow_exception(error);
+    co_await undo.run(name);
   }
+  attaching_.erase(name);
+  if (error) std::rethrow_exception(error);
   devices_[name] = device;
   std::string sentence = text("The device ", name, " serves ", device->spec_text(), ".");
   log(Level::info, sentence, {name, {}});
   environment_.events->add("attached", name, sentence);
   co_return co_await on(device->strand(), device->describe());
+}
+
+Task<DeviceManager::DevicePtr> DeviceManager::make_and_attach(AttachRequest& request,
+                                                              const std::string& name,
+                                                              DiskSpec spec, Undo& undo) {
+  std::optional<TransientStore> store;
+  if (spec.top.kind == Component::Kind::transient) {
+    store = co_await prepare_store(request, name, spec, undo);
+    Component top;
+    top.path = store->path;
+    spec.top = top;
+    // What was saved is a persistent store, and stays one until its domain ends.
+    request.durability = store->saved ? Durability::flush : Durability::transient;
+  }
+  co_await claim_stores(name, spec, request.read_only);
+  DeviceEntry entry = make_entry(request, name, spec);
+  entry.store = store;
+  DevicePtr device = make_device(std::move(entry));
+  co_await on(device->strand(), device->attach());
+  co_return device;
 }
 
 Task<> DeviceManager::take_name(const std::string& name, const std::set<std::string>& taken) {
@@ -125,19 +161,19 @@ Task<std::string> DeviceManager::choose_name(const AttachRequest& request, const
   }
 }
 
+// All that the paths resolve to is found out first, then claimed in one go: nobody sees
+// half of it, and nothing has been written yet.
 Task<> DeviceManager::claim_stores(const std::string& name, const DiskSpec& spec, bool read_only) {
   struct Use {
     Component component;
     bool writable;
+    StoreIdentity identity;
   };
-  std::vector<Use> uses{{spec.top, !read_only}};
-  if (spec.base) uses.push_back({*spec.base, false});
-  for (const Use& use : uses) {
-    if (use.component.kind != Component::Kind::path)
-      continue;  // nothing to look up; open_backing() says what it can do with it
-    auto identity = co_await blocking(identify_store, use.component.path);
-    stores_.claim(name, identity, use.writable, use.component.path);
-  }
+  std::vector<Use> uses{{spec.top, !read_only, {}}};
+  if (spec.base) uses.push_back({*spec.base, false, {}});
+  for (Use& use : uses) use.identity = co_await blocking(identify_store, use.component);
+  for (const Use& use : uses)
+    stores_.claim(name, use.identity, use.writable, use.component.text());
 }
 
 DeviceEntry DeviceManager::make_entry(const AttachRequest& request, const std::string& name,
@@ -155,6 +191,7 @@ DeviceEntry DeviceManager::make_entry(const AttachRequest& request, const std::s
   entry.no_daemon_seconds = request.no_daemon_seconds.value_or(config_.devices.no_daemon_seconds);
   entry.max_extents = request.max_extents.value_or(config_.devices.max_extents);
   entry.attached_at = format_rfc3339(std::chrono::system_clock::now());
+  entry.domain = request.domain;
   return entry;
 }
 
@@ -174,7 +211,7 @@ Task<> DeviceManager::detach_here(std::string wanted) {
   }
   if (device->gone()) {
     environment_.run_dir->remove(device->name());
-    forget(device->name());
+    co_await finish(device);
     std::string sentence = text("The device ", device->name(), " is detached.");
     log(Level::info, sentence, {device->name(), {}});
     environment_.events->add("detached", device->name(), sentence);
@@ -267,10 +304,10 @@ Task<> DeviceManager::reattach_here() {
   std::set<std::string> uuids, noted;
   for (const dm::Info& info : kernel) uuids.insert(info.uuid);
   std::vector<Task<>> tasks;
-  for (DeviceEntry& entry : listing.entries) {
+  for (const DeviceEntry& entry : listing.entries) {
     noted.insert(entry.uuid);
     bool there = uuids.contains(entry.uuid);
-    tasks.push_back(there ? reattach_one(std::move(entry)) : clean_one(std::move(entry)));
+    tasks.push_back(there ? reattach_one(entry) : clean_one(entry));
   }
   for (const dm::Info& info : kernel)
     if (!noted.contains(info.uuid))
@@ -281,7 +318,14 @@ Task<> DeviceManager::reattach_here() {
                "\"dmsetup remove ",
                info.name, "\" removes it."),
           {info.name, {}});
+  std::set<std::string> in_use;
+  for (const DeviceEntry& entry : listing.entries)
+    if (entry.store) in_use.insert(entry.store->uuid);
+  store_uuids_ = in_use;
   co_await all_of(std::move(tasks));
+  // LVM may take its time; whoever wants a transient store waits for this, nobody else.
+  asio::co_spawn(
+      strand_, [this, in_use]() -> Task<> { co_await clean_stores(in_use); }, asio::detached);
 }
 
 Task<> DeviceManager::reattach_one(DeviceEntry entry) {
@@ -316,6 +360,8 @@ Task<> DeviceManager::clean_one(DeviceEntry entry) {
         text("The device ", name, " was removed while no cowd ran, and its store ", entry.spec,
              " could not be closed: it will be checked when it is attached again. ", error.what()));
   }
+  if (entry.store && !entry.store->saved) co_await remove_store(name, *entry.store);
+  if (entry.store) store_uuids_.erase(entry.store->uuid);
   environment_.run_dir->remove(name);
 }
 

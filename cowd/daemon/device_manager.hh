@@ -17,9 +17,13 @@
 
 #include "cowd/daemon/config.hh"
 #include "cowd/daemon/device.hh"
+#include "cowd/daemon/signal_event.hh"
 #include "cowd/daemon/stores.hh"
+#include "cowd/daemon/transient.hh"
 
 namespace cowd {
+
+class Undo;
 
 struct AttachRequest {
   std::string spec;
@@ -29,6 +33,7 @@ struct AttachRequest {
   std::optional<bool> queue_if_no_daemon;
   std::optional<unsigned> no_daemon_seconds;
   std::optional<uint64_t> max_extents;
+  DomainNote domain;  // whose disk it will be; nobody's with an empty vm_uuid
 };
 
 // The coroutines may be awaited from any executor; they run on the manager's strand
@@ -48,6 +53,20 @@ class DeviceManager {
                            std::optional<uint64_t> length);
   Task<nlohmann::json> stats(std::optional<std::string> device);
 
+  // Begins a detach that ends at the last close (Device::leave). A device that is gone
+  // already is fine.
+  Task<> leave(std::string name, Device::Leaving how);
+  Task<> note(std::string name, std::function<void(DeviceEntry&)> change);
+  Task<std::vector<DeviceEntry>> entries();
+  // Called on an unknown strand when a device, and what was made for it, is gone.
+  void on_gone(std::function<void(const DeviceEntry&)> tell) { tell_gone_ = std::move(tell); }
+
+  // Transient stores of this host and, as far as they can be seen, of others.
+  Task<nlohmann::json> stores();
+  Task<> delete_store(std::string uuid);
+  // The disk of a saved domain has run again (false), or is to be kept (true).
+  Task<> mark_saved(std::string name, bool saved);
+
   // At start: serves what an earlier cowd left. Returns after the first try for
   // every device.
   Task<> reattach_all();
@@ -62,8 +81,23 @@ class DeviceManager {
   Task<> take_name(const std::string& name, const std::set<std::string>& taken);
   Task<std::string> choose_name(const AttachRequest& request, const DiskSpec& spec);
   Task<> claim_stores(const std::string& name, const DiskSpec& spec, bool read_only);
+  Task<DevicePtr> make_and_attach(AttachRequest& request, const std::string& name, DiskSpec spec,
+                                  Undo& undo);
+  Task<TransientStore> prepare_store(const AttachRequest& request, const std::string& name,
+                                     const DiskSpec& spec, Undo& undo);
+  Task<> format_store(const TransientStore& store, const DiskSpec& spec, Backing base,
+                      const FormatDescriptor& format);
+  Task<> remove_store(const std::string& device, const TransientStore& store);
+  Task<std::vector<TransientStore>> scan_stores();
+  Task<> clean_stores(std::set<std::string> in_use);
+  Task<> leave_here(std::string name, Device::Leaving how);
+  Task<> note_here(std::string name, std::function<void(DeviceEntry&)> change);
+  Task<> mark_saved_here(std::string name, bool saved);
+  Task<nlohmann::json> stores_here();
+  Task<> delete_store_here(std::string uuid);
   DeviceEntry make_entry(const AttachRequest& request, const std::string& name,
                          const DiskSpec& spec) const;
+  Task<> finish(DevicePtr device);
   Task<> detach_here(std::string device);
   Task<> reattach_here();
   Task<> reattach_one(DeviceEntry entry);
@@ -71,7 +105,6 @@ class DeviceManager {
   DevicePtr make_device(DeviceEntry entry);
   Task<DevicePtr> find(std::string device);
   Task<std::vector<DevicePtr>> all();
-  void forget(const std::string& name);
 
   boost::asio::io_context& io_;
   const Config& config_;
@@ -82,6 +115,11 @@ class DeviceManager {
   std::map<std::string, DevicePtr> devices_;
   std::set<std::string> attaching_;  // names that are taken already
   Stores stores_;
+  TransientStores transient_;          // any thread
+  std::set<std::string> store_uuids_;  // of the transient stores that devices have
+  bool stores_cleaned_ = false;        // what an earlier cowd left of them
+  SignalEvent changed_;
+  std::function<void(const DeviceEntry&)> tell_gone_;
   bool stopping_ = false;
 };
 

@@ -46,6 +46,7 @@ Task<> Device::attach() {
   }
   if (error) co_await undo.run(name_);
   busy_ = nullptr;
+  changed_.notify();
   if (error) std::rethrow_exception(error);
 }
 
@@ -204,6 +205,7 @@ Task<bool> Device::try_reattach() {
     become(State::failed);
   }
   busy_ = nullptr;
+  changed_.notify();
   if (!why.empty())
     failed("reattach-failed",
            text("The device ", name_, " of an earlier cowd is not served as it should be. ", why,

@@ -78,6 +78,18 @@ void remove(const std::string& name) {
   must([&](dmu_error* error) { return dmu_remove(name.c_str(), DMU_NO_UDEV_SCAN, error); });
 }
 
+void remove_deferred(const std::string& name) {
+  dmu_error error{};
+  int result = dmu_remove(name.c_str(), DMU_NO_UDEV_SCAN | DMU_DEFERRED, &error);
+  if (result < 0 && result != -ENXIO) throw Error(-result, error.text);
+}
+
+void wipe(const std::string& name) {
+  dmu_error error{};
+  int result = dmu_wipe(name.c_str(), DMU_NO_UDEV_SCAN, &error);
+  if (result < 0 && result != -ENXIO) throw Error(-result, error.text);
+}
+
 std::optional<Info> find(const std::string& name) {
   dmu_info raw = sized_info();
   dmu_error error{};

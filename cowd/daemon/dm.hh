@@ -49,6 +49,8 @@ Info create(const NewDevice& device);
 void suspend(const std::string& name);  // noflush, and no file system is frozen
 void resume(const std::string& name);
 void remove(const std::string& name);
+void remove_deferred(const std::string& name);  // at the last close; fine if it is gone
+void wipe(const std::string& name);             // all its I/O fails from now on; likewise
 std::optional<Info> find(const std::string& name);  // nothing: there is none
 Info info(const std::string& name);
 Table table(const std::string& name);

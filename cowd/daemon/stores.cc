@@ -11,13 +11,15 @@
 
 namespace cowd {
 
-StoreIdentity identify_store(const std::string& path) {
+StoreIdentity identify_store(const Component& component) {
+  if (component.kind != Component::Kind::path) return {false, 0, 0, component.text()};
+  const std::string& path = component.path;
   struct stat st;
   if (stat(path.c_str(), &st) < 0)
     throw Error(errno, text(path, " cannot be used: ", errno_text(errno),
                             ". Name a block device or a file that is there."));
-  if (S_ISBLK(st.st_mode)) return {true, st.st_rdev, 0};
-  return {false, st.st_dev, st.st_ino};
+  if (S_ISBLK(st.st_mode)) return {true, st.st_rdev, 0, {}};
+  return {false, st.st_dev, st.st_ino, {}};
 }
 
 void Stores::claim(const std::string& device, const StoreIdentity& store, bool writable,

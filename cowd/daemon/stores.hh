@@ -9,6 +9,8 @@
 #include <string>
 #include <tuple>
 
+#include "cowd/core/spec.hh"
+
 namespace cowd {
 
 // What a path resolves to, however it is spelt: the device behind a block special
@@ -17,11 +19,12 @@ struct StoreIdentity {
   bool block = false;
   uint64_t device = 0;  // st_rdev, or st_dev of a file
   uint64_t inode = 0;   // 0 for a block device
+  std::string remote;   // of an NBD export or an iSCSI unit instead of all that
   auto operator<=>(const StoreIdentity&) const = default;
 };
 
 // May block with the file system. Throws Error.
-StoreIdentity identify_store(const std::string& path);
+StoreIdentity identify_store(const Component& component);
 
 // One thread or strand.
 class Stores {

@@ -136,6 +136,15 @@ void MemoryBits::add(uint64_t first, uint64_t count, uint64_t) {
   }
 }
 
+void MemoryBits::copy_to(Bits& other) const {
+  for (const auto& [page, bits] : pages_)
+    for (uint64_t at = 0; at < kPageGranules;) {
+      const uint64_t end = run_end(*bits, at, kPageGranules);
+      if (get_bit(*bits, at)) other.add(page * kPageGranules + at, end - at, 0);
+      at = end;
+    }
+}
+
 Task<> MemoryBits::commit(uint64_t, bool) { co_return; }
 
 nlohmann::json MemoryBits::stats() const {

@@ -107,6 +107,7 @@ class MemoryBits : public Bits {
   void add(uint64_t first, uint64_t count, uint64_t seq) override;
   Task<> commit(uint64_t seq, bool data_flushed) override;
   nlohmann::json stats() const override;
+  void copy_to(Bits& other) const;
 
  private:
   std::map<uint64_t, std::shared_ptr<Buffer>> pages_;

@@ -210,6 +210,23 @@ MapEntry StoreImage::entry_of(const Run& run, Range within) const {
   return entry;
 }
 
+// The header comes last: a crash before it leaves a transient store, as it was.
+Task<> StoreImage::preserve() {
+  if (read_only_) co_return;
+  if (dynamic_cast<MemoryBits*>(bits_.get())) {
+    auto durable = std::make_unique<DiskBits>(*request_.top, geometry_);
+    co_await durable->load();
+    // No suspension from here to the exchange: what is promoted later goes to the new one.
+    static_cast<const MemoryBits&>(*bits_).copy_to(*durable);
+    bits_ = std::move(durable);
+  }
+  co_await commit(std::numeric_limits<uint64_t>::max(), false);
+  Header next = headers_.current();
+  if (next.mode != Mode::transient) co_return;
+  next.mode = Mode::flush;
+  co_await headers_.write(*request_.top, next);
+}
+
 Task<> StoreImage::close() {
   if (read_only_) co_return;
   co_await commit(std::numeric_limits<uint64_t>::max(), false);

@@ -68,6 +68,8 @@ Task<std::vector<MapEntry>> RawImage::map(Range range) {
   co_return std::vector<MapEntry>{entry};
 }
 
+Task<> RawImage::preserve() { return commit(0, false); }
+
 Task<> RawImage::close() {
   if (!request_.read_only) co_await request_.top->flush();
 }

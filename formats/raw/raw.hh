@@ -27,6 +27,7 @@ class RawImage : public Image {
   Task<std::vector<Answer>> discard(Range range) override;
   Task<std::vector<Answer>> zero(Range range) override;
   Task<std::vector<MapEntry>> map(Range range) override;
+  Task<> preserve() override;
   Task<> close() override;
   nlohmann::json stats() const override;
 

@@ -55,6 +55,29 @@ CASE(life_deferred_removal) {
   CHECK(p.revents & POLLHUP);
 }
 
+// What a daemon does with the disk of a guest that is being destroyed.
+CASE(life_wipe_fails_what_waits) {
+  Rig rig;
+  Channel channel(*rig.target);
+  rig.push_overlay(channel);
+  CHECK_EQ(rig.file->write(64, 8, kNew).result(), 8 * 512);
+  channel.invalidate(0, kSize);
+  Io parked = rig.file->write(0, 8, kNew);
+  channel.expect(DMU_MSG_FAULT);
+  CHECK_EQ(dmu_wipe(rig.target->name().c_str(), DMU_NO_UDEV_SCAN, nullptr), 0);
+  CHECK_EQ(parked.result(), -EIO);
+  CHECK_EQ(rig.file->write(0, 8, kNew).result(), -EIO);
+  pollfd p{channel.fd(), POLLIN, 0};
+  CHECK_EQ(poll(&p, 1, 10'000), 1);
+  CHECK(p.revents & POLLHUP);
+  CHECK_EQ(rig.target->remove(DMU_DEFERRED), 0);
+  rig.file.reset();
+  dmu_info info{};
+  info.size = sizeof info;
+  while (dmu_get_info(rig.target->name().c_str(), &info, nullptr) != -ENXIO) usleep(1000);
+  CHECK_EQ(dmu_wipe(rig.target->name().c_str(), DMU_NO_UDEV_SCAN, nullptr), -ENXIO);
+}
+
 CASE(life_module_stays_while_in_use) {
   Rig rig;
   int status = 0;

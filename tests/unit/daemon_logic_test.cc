@@ -195,9 +195,14 @@ TEST(Stores, KnowsAFileByWhatItsPathResolvesTo) {
   std::ofstream(dir + "/file") << "x";
   std::filesystem::remove(dir + "/link");
   std::filesystem::create_symlink(dir + "/file", dir + "/link");
-  EXPECT_EQ(identify_store(dir + "/file"), identify_store(dir + "/link"));
-  EXPECT_NE(identify_store(dir + "/file"), identify_store("/dev/null"));
-  EXPECT_THROW(identify_store(dir + "/none"), Error);
+  auto identify = [](const std::string& path) {
+    Component component;
+    component.path = path;
+    return identify_store(component);
+  };
+  EXPECT_EQ(identify(dir + "/file"), identify(dir + "/link"));
+  EXPECT_NE(identify(dir + "/file"), identify("/dev/null"));
+  EXPECT_THROW(identify(dir + "/none"), Error);
 }
 
 TEST(DeviceName, ComesFromTheTopAndIsFree) {

@@ -99,6 +99,7 @@ class FakeImage : public Image {
     co_return std::vector<Answer>{extent(range)};
   }
   Task<std::vector<MapEntry>> map(Range) override { co_return std::vector<MapEntry>{}; }
+  Task<> preserve() override { co_return; }
   Task<> close() override { co_return; }
   nlohmann::json stats() const override { return {}; }
 

@@ -274,6 +274,36 @@ TEST(DscowImage, CloseCommitsWhatIsLeft) {
   EXPECT_EQ(run(leaf_granules(world.image())), (std::set<uint64_t>{17, 18, 19}));
 }
 
+// A guest is saved: its transient disk must be there when it is restored.
+TEST(DscowImage, PreserveMakesATransientStorePersistent) {
+  const auto top = make_store(kGiB);
+  World world(top, nullptr);
+  run(world.attach(Durability::transient));
+  run(world.promote(17, 3));
+  run(world.promote(200'000));
+  run(world.image().preserve());
+  EXPECT_EQ(run(leaf_granules(world.image())), (std::set<uint64_t>{17, 18, 19, 200'000}));
+  run(world.promote(5));  // its user went on after all
+  run(world.detach());
+  run(world.attach(Durability::flush));
+  EXPECT_EQ(run(leaf_granules(world.image())), (std::set<uint64_t>{5, 17, 18, 19, 200'000}));
+  for (uint64_t granule : {5, 17, 18, 19, 200'000})
+    EXPECT_TRUE(world.holds_its_data(world.top(), granule));
+}
+
+TEST(DscowImage, APreserveThatFailsCanBeRepeated) {
+  const auto top = make_store(kGiB);
+  World world(top, nullptr);
+  run(world.attach(Durability::transient));
+  run(world.promote(17, 3));
+  top->fail(1, EIO);
+  EXPECT_EQ(failure_of(world.image().preserve()).first, EIO);
+  run(world.image().preserve());
+  run(world.detach());
+  run(world.attach(Durability::flush));
+  EXPECT_EQ(run(leaf_granules(world.image())), (std::set<uint64_t>{17, 18, 19}));
+}
+
 TEST(DscowImage, TellsItsNumbers) {
   World world(make_store(kGiB), nullptr);
   run(world.attach());

@@ -65,6 +65,7 @@ class ToyImage : public Image {
     co_return entries;
   }
 
+  Task<> preserve() override { co_return; }
   Task<> close() override { co_return; }
   nlohmann::json stats() const override { return nlohmann::json::object(); }
 
