@@ -49,10 +49,12 @@ XenThread::XenThread(std::unique_ptr<XenHost> host, Changed changed)
 }
 
 XenThread::~XenThread() {
+  std::deque<std::function<void(XenHost&)>> dropped;  // here, while its executors still exist
   {
     std::lock_guard lock(state_->mutex);
     state_->stopping = true;
     state_->changed = nullptr;
+    dropped.swap(state_->work);
   }
   ring(state_->wake);
 }
