@@ -173,7 +173,7 @@ TEST(RateLimit, CountsWhatItHoldsBack) {
 
 TEST(Stores, OneWriterOrManyReaders) {
   Stores stores;
-  StoreIdentity cow{true, 1, 0}, base{true, 2, 0};
+  StoreIdentity cow{true, 1, 0, {}}, base{true, 2, 0, {}};
   stores.claim("a", cow, true, "/dev/cow");
   stores.claim("a", base, false, "/dev/base");
   stores.claim("b", base, false, "/dev/base");
