@@ -73,6 +73,28 @@ refresh_apt() {
 	touch "$dir/fresh"
 }
 
+# fetch_static PACKAGE PROGRAM: a static program from Debian, in $LAB, without
+# installing it on the host.
+fetch_static() {
+	local suite=${LAB_SUITE:-bookworm} dir
+	[[ -x $LAB/$2 ]] && return
+	refresh_apt "$suite"
+	dir=$(mktemp -d)
+	(cd "$dir" && lab_apt "$suite" apt-get download "$1")
+	dpkg-deb -x "$dir/$1"_*.deb "$dir"
+	find "$dir" -name "$2" -type f -exec mv {} "$LAB/$2" \;
+	rm -rf "$dir"
+}
+
+# Modules may be compressed (xz since Debian 13); insmod of busybox wants them plain.
+copy_module() {
+	case $1 in
+	*.xz) xz -dc "$1" >"$2/$(basename "$1" .xz)" ;;
+	*.zst) zstd -qdc "$1" >"$2/$(basename "$1" .zst)" ;;
+	*) cp "$1" "$2/" ;;
+	esac
+}
+
 # Hardware virtualisation only where the processor says so: /dev/kvm alone
 # proves nothing.
 can_kvm() {

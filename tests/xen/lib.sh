@@ -20,7 +20,7 @@ PATH=$TOP/build/bin:$TOP/build/tests/kernel:$PATH
 NAME=$(basename "$0")
 WORK=$(mktemp -d)
 RESULTS=${LAB_RESULTS:-$WORK}
-GUEST=/run/lab-guest
+BOOT=/lab/boot
 VG=vg
 failures=0
 
@@ -125,8 +125,8 @@ xl_create() {
 		*) settings+=("$each") ;;
 		esac
 	done
-	xl create "$file" "name=\"$name\"" "kernel=\"$GUEST/vmlinux\"" "ramdisk=\"$GUEST/initramfs\"" \
-		"extra=\"console=hvc0 quiet loglevel=4 panic=1 mitigations=off tsc=reliable cryptomgr.notests=1 $words\"" \
+	xl create "$file" "name=\"$name\"" "kernel=\"$BOOT/vmlinux\"" "ramdisk=\"$BOOT/guest\"" \
+		"extra=\"console=hvc0 quiet loglevel=4 panic=1 rodata=off mitigations=off tsc=reliable cryptomgr.notests=1 $words\"" \
 		"memory=256" "vcpus=1" "${settings[@]}"
 }
 
@@ -338,6 +338,3 @@ trap clean_up EXIT
 trap 'exit 130' INT TERM
 
 mkdir -p /var/log/xen/console
-if [[ ! -e $GUEST/initramfs ]]; then
-	need "$TOP/tests/xen/make-guest" "$GUEST"
-fi

@@ -9,8 +9,9 @@ here=$(dirname "$0")
 . "$here/lib.sh"
 
 echo "# first line of the first test: $(cut -d ' ' -f 1 /proc/uptime) s after the start of domain 0"
-volumes plain=64M second=16M
-config t 'phy:/dev/vg/plain,xvda,w' 'phy:/dev/vg/second,xvdb,r'
+volumes plain=64M second=16M files=64M
+need mke2fs -q -t ext4 /dev/vg/files
+config t 'phy:/dev/vg/plain,xvda,w' 'phy:/dev/vg/second,xvdb,r' 'phy:/dev/vg/files,xvdc,w'
 before=$(leftovers)
 
 create t || exit
@@ -26,21 +27,20 @@ check "domain 0 finds what the guest wrote" guestdisk scattered /dev/vg/plain 8 
 check "the sum is the guest's" test "$SAID" = "$(sum_of /dev/vg/plain)"
 
 # A file system, and what it holds after a reboot.
-in_guest t mkfs xvda
-in_guest t mount xvda
-in_guest t fsload xvda 1 2 100
-in_guest t append xvda 5 20
-in_guest t tree xvda
+in_guest t mount xvdc
+in_guest t fsload xvdc 1 2 100
+in_guest t append xvdc 5 20
+in_guest t tree xvdc
 tree=$SAID
-in_guest t umount xvda
+in_guest t umount xvdc
 old=${DOMID[t]}
 in_guest t reboot
 booted t && ok "t boots again"
 check "in a domain of its own" test "${DOMID[t]}" != "$old"
-in_guest t fsck xvda
-in_guest t mount xvda ro
-in_guest t appended xvda 5 20
-in_guest t tree xvda
+in_guest t fsck xvdc
+in_guest t mount xvdc ro
+in_guest t appended xvdc 5 20
+in_guest t tree xvdc
 check "the tree is as it was" test "$SAID" = "$tree"
 
 destroy t
