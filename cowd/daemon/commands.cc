@@ -76,36 +76,31 @@ Task<nlohmann::json> on_device(DeviceManager& devices, Task<> (DeviceManager::*w
   co_return nothing();
 }
 
-Vbds& need_xen(Vbds* vbds) {
-  if (!vbds)
-    throw Error(ENOSYS, "This cowd serves no disks of domains: it runs where there is no Xen, or "
-                        "its log says why it could not talk to it when it was started.");
-  return *vbds;
-}
-
-Task<nlohmann::json> run_vbd(Vbds* vbds, const std::string& command, JsonArguments& arguments,
+Task<nlohmann::json> run_vbd(XenLink& xen, const std::string& command, JsonArguments& arguments,
                              const ControlServer::Tell& tell) {
   if (command == "vbd-list") {
     arguments.done();
-    co_return co_await need_xen(vbds).list();
+    Vbds* vbds = co_await xen.get();
+    co_return co_await vbds->list();
   }
   auto path = arguments.need_string("path");
   arguments.done();
+  Vbds* vbds = co_await xen.get();
   if (command == "vbd-remove") {
-    co_await need_xen(vbds).remove(std::move(path));
+    co_await vbds->remove(std::move(path));
     co_return nothing();
   }
   std::function<Task<>()> still_wanted = [&tell]() -> Task<> {
     nlohmann::json line = {{"progress", {{"what", "attached"}, {"done", 1}, {"total", 1}}}};
     co_await tell(line);
   };
-  co_return co_await need_xen(vbds).add(std::move(path), still_wanted);
+  co_return co_await vbds->add(std::move(path), still_wanted);
 }
 
-Task<nlohmann::json> run(DeviceManager& devices, Vbds* vbds, const std::string& command,
+Task<nlohmann::json> run(DeviceManager& devices, XenLink& xen, const std::string& command,
                          JsonArguments& arguments, const ControlServer::Tell& tell) {
   if (command == "vbd-add" || command == "vbd-remove" || command == "vbd-list")
-    co_return co_await run_vbd(vbds, command, arguments, tell);
+    co_return co_await run_vbd(xen, command, arguments, tell);
   if (command == "stores") {
     arguments.done();
     co_return co_await devices.stores();
@@ -172,10 +167,10 @@ AttachRequest attach_request(JsonArguments& arguments) {
   return request;
 }
 
-ControlServer::Handler make_commands(DeviceManager& devices, Vbds* vbds) {
-  return [&devices, vbds](const std::string& command, JsonArguments& arguments,
+ControlServer::Handler make_commands(DeviceManager& devices, XenLink& xen) {
+  return [&devices, &xen](const std::string& command, JsonArguments& arguments,
                           const ControlServer::Tell& tell) {
-    return run(devices, vbds, command, arguments, tell);
+    return run(devices, xen, command, arguments, tell);
   };
 }
 

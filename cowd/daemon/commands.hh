@@ -9,12 +9,12 @@
 
 #include "cowd/daemon/control_server.hh"
 #include "cowd/daemon/device_manager.hh"
-#include "cowd/daemon/vbds.hh"
+#include "cowd/daemon/xen_link.hh"
 
 namespace cowd {
 
-// A handler for the server; both must outlive it. vbds: null where there is no Xen.
-ControlServer::Handler make_commands(DeviceManager& devices, Vbds* vbds);
+// A handler for the server; both must outlive it.
+ControlServer::Handler make_commands(DeviceManager& devices, XenLink& xen);
 
 // Of an `attach` request; in a function of its own for the test.
 AttachRequest attach_request(JsonArguments& arguments);

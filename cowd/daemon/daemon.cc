@@ -28,8 +28,7 @@
 #include "cowd/daemon/log.hh"
 #include "cowd/daemon/service.hh"
 #include "cowd/daemon/text.hh"
-#include "cowd/daemon/vbds.hh"
-#include "cowd/daemon/xen_host.hh"
+#include "cowd/daemon/xen_link.hh"
 
 namespace cowd {
 
@@ -52,8 +51,8 @@ class Daemon {
         io_(static_cast<int>(config.process.threads)),
         plugins_(PluginLoader::default_directories(config.paths.plugin_dirs)),
         devices_(io_, config, environment(run_dir)),
-        vbds_(open_vbds()),
-        control_(io_, config.control.max_clients, events_, make_commands(devices_, vbds_.get())),
+        xen_(io_, devices_, events_, config),
+        control_(io_, config.control.max_clients, events_, make_commands(devices_, xen_)),
         signals_(asio::make_strand(io_), SIGTERM, SIGINT, SIGHUP),
         watchdog_(io_) {}
 
@@ -91,22 +90,10 @@ class Daemon {
     return environment;
   }
 
-  // cowd serves the other disks all the same if Xen cannot be talked to.
-  std::unique_ptr<Vbds> open_vbds() {
-    if (!xen_is_here()) return nullptr;
-    try {
-      auto directories = PluginLoader::default_directories(config_.paths.plugin_dirs);
-      return std::make_unique<Vbds>(io_, devices_, events_, config_, open_xen(directories));
-    } catch (const Error& error) {
-      log(Level::error, error.what());
-      return nullptr;
-    }
-  }
-
   // Requests are taken from here on, too: a hung backing must not hold up the rest.
   Task<> start() {
     co_await devices_.reattach_all();
-    if (vbds_) co_await vbds_->start();
+    co_await xen_.start();
     watchdog_.start();
     events_.add("started", "", text("cowd ", DMU_VERSION, " has started."));
     notify_ready("serving");
@@ -142,7 +129,7 @@ class Daemon {
   EventRing events_;
   PluginLoader plugins_;
   DeviceManager devices_;
-  std::unique_ptr<Vbds> vbds_;
+  XenLink xen_;
   ControlServer control_;
   asio::signal_set signals_;
   Watchdog watchdog_;

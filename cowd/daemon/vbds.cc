@@ -501,6 +501,13 @@ Task<> Vbds::until_it_runs(DiskPtr disk) {
 Task<> Vbds::start() { return on(strand_, start_here()); }
 
 Task<> Vbds::start_here() {
+  // First: after it fails this object goes, and nothing of it may run on.
+  auto watch = [](XenHost& host) {
+    host.watch(kRelease);
+    host.watch(kRoot);
+    return true;
+  };
+  co_await xen_.call(watch);
   for (const DeviceEntry& entry : co_await devices_.entries()) {
     if (entry.domain.vm_uuid.empty()) continue;
     auto disk = std::make_shared<Disk>();
@@ -518,12 +525,6 @@ Task<> Vbds::start_here() {
     else if (disk->saved)
       spawn(until_it_runs(disk), text("Waiting for ", entry.domain.name, " to run"));
   }
-  auto watch = [](XenHost& host) {
-    host.watch(kRelease);
-    host.watch(kRoot);
-    return true;
-  };
-  co_await xen_.call(watch);
   started_ = true;
   changed_.notify();
   // What happened while no cowd ran.
