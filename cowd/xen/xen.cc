@@ -5,7 +5,9 @@
 #include <cstring>
 #include <utility>
 
-#include <xenstore.h>
+extern "C" {
+#include <xenstore.h>  // no C++ of itself
+}
 
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/error.hh"
