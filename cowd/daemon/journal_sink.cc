@@ -37,11 +37,15 @@ void JournalBackend::consume(const boost::log::record_view& record) {
   };
   auto message = log::extract<std::string>("Message", record);
   auto level = log::extract<Level>("Severity", record);
-  add("MESSAGE", message ? message.get() : std::string());
+  auto id = log::extract<std::string>("Id", record);
+  // In the text too: `journalctl -u cowd | grep ID` is what people do.
+  std::string sentence = message ? message.get() : std::string();
+  if (id) sentence += " [" + id.get() + "]";
+  add("MESSAGE", sentence);
   add("PRIORITY", std::to_string(priority(level ? level.get() : Level::info)));
   add("SYSLOG_IDENTIFIER", "cowd");
   if (auto device = log::extract<std::string>("Device", record)) add("COWD_DEVICE", device.get());
-  if (auto id = log::extract<std::string>("Id", record)) add("COWD_ERROR_ID", id.get());
+  if (id) add("COWD_ERROR_ID", id.get());
 
   std::array<iovec, 5> vector;
   for (size_t i = 0; i < used; ++i) vector[i] = {fields[i].data(), fields[i].size()};
