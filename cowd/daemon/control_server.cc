@@ -91,6 +91,15 @@ void ControlServer::listen(const std::string& path) {
   asio::co_spawn(acceptor_.get_executor(), accept(), asio::detached);
 }
 
+void ControlServer::listen_on(int fd) {
+  boost::system::error_code error;
+  acceptor_.assign(asio::local::stream_protocol(), fd, error);
+  if (error)
+    throw Error(error.value(), text("The socket that cowd was started with cannot be used: ",
+                                    error.message(), ". See systemctl status cowd.socket."));
+  asio::co_spawn(acceptor_.get_executor(), accept(), asio::detached);
+}
+
 void ControlServer::stop() {
   stopping_ = true;
   asio::post(acceptor_.get_executor(), [this] {

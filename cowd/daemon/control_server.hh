@@ -33,6 +33,8 @@ class ControlServer {
 
   // Replaces a socket that a dead cowd left. Mode 0600. Throws Error.
   void listen(const std::string& path);
+  // Takes over a socket that somebody else made and that listens on after us.
+  void listen_on(int fd);
   // No more clients, no more requests.
   void stop();
 

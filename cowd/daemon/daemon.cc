@@ -57,7 +57,7 @@ class Daemon {
         watchdog_(io_) {}
 
   void run() {
-    control_.listen(config_.socket_path());
+    listen();
     asio::co_spawn(io_, start(), [this](std::exception_ptr error) { ended(error); });
     asio::co_spawn(signals_.get_executor(), obey_signals(),
                    [this](std::exception_ptr error) { ended(error); });
@@ -71,6 +71,20 @@ class Daemon {
   }
 
  private:
+  // On the socket that the service manager keeps open over a restart, if it does.
+  void listen() {
+    int socket = take_listening_socket();
+    if (socket < 0) {
+      control_.listen(config_.socket_path());
+      return;
+    }
+    if (!listens_at(socket, config_.socket_path()))
+      log(Level::warning, text("cowd.socket listens at another path than ", config_.socket_path(),
+                               ", and so does cowd. Make ListenStream= (systemctl edit "
+                               "cowd.socket) and paths.socket the same."));
+    control_.listen_on(socket);
+  }
+
   DeviceEnvironment environment(RunDir& run_dir) {
     DeviceEnvironment environment;
     environment.io = make_async_io(io_);

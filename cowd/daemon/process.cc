@@ -20,6 +20,7 @@
 #include <string>
 
 #include "cowd/core/errno_name.hh"
+#include "cowd/daemon/service.hh"
 #include "cowd/daemon/text.hh"
 
 // Debian 12's headers may be older than the kernel.
@@ -31,9 +32,10 @@ namespace cowd {
 
 namespace {
 
-// A hotplug script's lock must not live as long as we do.
+// A hotplug script's lock must not live as long as we do. What the service manager
+// passed on purpose stays.
 void drop_inherited_files() {
-  close_range(3, ~0U, 0);
+  close_range(3 + static_cast<unsigned>(passed_files()), ~0U, 0);
   int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
   if (null > STDIN_FILENO) {
     dup2(null, STDIN_FILENO);

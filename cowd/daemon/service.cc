@@ -1,9 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "cowd/daemon/service.hh"
 
+#include <sys/socket.h>
 #include <systemd/sd-daemon.h>
+#include <unistd.h>
+
+#include <algorithm>
 
 namespace cowd {
+
+int passed_files() { return std::max(sd_listen_fds(0), 0); }
+
+int take_listening_socket() {
+  int socket = -1;
+  int count = std::max(sd_listen_fds(1), 0);
+  for (int fd = SD_LISTEN_FDS_START; fd < SD_LISTEN_FDS_START + count; ++fd) {
+    if (socket < 0 && sd_is_socket_unix(fd, SOCK_STREAM, 1, nullptr, 0) > 0)
+      socket = fd;
+    else
+      close(fd);
+  }
+  return socket;
+}
+
+bool listens_at(int socket, const std::string& path) {
+  return sd_is_socket_unix(socket, SOCK_STREAM, 1, path.c_str(), 0) > 0;
+}
 
 void notify_ready(const std::string& status) {
   sd_notify(0, ("READY=1\nSTATUS=" + status).c_str());

@@ -61,15 +61,33 @@ kill -STOP "$old"
 check "restarted after a hang" restarted "$old"
 check "read after that as well" read_some
 
+# Nobody but cowd.socket listens between two cowds.
+for i in 1 2 3; do
+	old=$(pid)
+	kill -KILL "$old"
+	while [[ -e /proc/$old ]]; do :; done
+	check "a request between two cowds is answered ($i)" cowctl list
+done
+(systemctl restart cowd) &
+check "a request during a restart is answered" \
+	bash -c 'for i in {1..50}; do
+		said=$(cowctl list 2>&1) || [[ $said == *"closed the connection"* ]] || { echo "$said"; exit 1; }
+	done'
+wait
+check "the socket outlived all of them" systemctl is-active cowd.socket
+check "read once more" read_some
+
 check "reload" systemctl reload cowd
 check "stop" systemctl stop cowd
 check "the device stays" dmsetup info disk
 check "the note stays" test -e /run/cowd/devices.d/disk.json
-check "start again" systemctl start cowd
+check "a request starts it again" cowctl list
+check "which systemd knows" systemctl is-active cowd
 check "read again" read_some
 check "detach" cowctl detach disk
 check "failures are in the journal by their id" bash -c \
 	'id=$(cowctl detach nothing 2>&1 | grep -oE "e-[0-9a-f]{8}"); journalctl --sync; journalctl COWD_ERROR_ID=$id | grep -q nothing'
-check "stop for good" systemctl stop cowd
+check "stop for good" systemctl stop cowd.socket cowd
+check "the socket goes with it" test ! -e /run/cowd/control.sock
 systemd-analyze security cowd | tail -n 1
 exit $((failures > 0))

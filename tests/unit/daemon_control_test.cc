@@ -191,6 +191,25 @@ TEST_F(ControlTest, ListensOnASocketOnlyWeMayUse) {
   EXPECT_FALSE(std::filesystem::exists(path));
 }
 
+TEST_F(ControlTest, AnswersWhoCameBeforeIt) {
+  std::string path = testing::TempDir() + "queue.sock";
+  unlink(path.c_str());
+  asio::local::stream_protocol::acceptor listener(io, {path});
+  auto connect_to = [](std::string socket) -> Task<std::optional<ControlClient>> {
+    co_return co_await ControlClient::connect(socket);
+  };
+  auto client = run_to_end(io, connect_to(path));
+  server.listen_on(dup(listener.native_handle()));
+  json request = {{"cmd", "say"}, {"text", "hello"}};
+  EXPECT_EQ(run_to_end(io, client->call(request))["echo"], "hello");
+  server.stop();
+  client.reset();
+  settle();
+  // Whose it is decides when it goes.
+  EXPECT_TRUE(std::filesystem::exists(path));
+  unlink(path.c_str());
+}
+
 TEST(AttachRequest, TakesItsArgumentsAndNoOthers) {
   json object = {{"cmd", "attach"},
                  {"spec", "raw:/dev/x"},
