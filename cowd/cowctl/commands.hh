@@ -24,5 +24,6 @@ int run_log_level(Context& context);
 int run_vbd(Context& context);
 int run_stores(Context& context);
 int run_delete(Context& context);
+int run_doctor(Context& context);
 
 }  // namespace cowctl

@@ -22,7 +22,7 @@ int dispatch(Context& context) {
       {"list", run_list},           {"stats", run_stats},   {"events", run_events},
       {"pause", run_pause},         {"resume", run_resume}, {"version", run_version},
       {"log-level", run_log_level}, {"vbd", run_vbd},       {"stores", run_stores},
-      {"delete", run_delete}};
+      {"delete", run_delete},       {"doctor", run_doctor}};
   return commands.at(context.options.command)(context);
 }
 

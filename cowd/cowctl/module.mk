@@ -12,7 +12,8 @@ INSTALL_COMPLETIONS += packaging/completion/cowctl
 # --- tests of it ---
 
 UNIT_TESTS += cowctl_test tests/unit/cowctl-help
-cowctl_test_SRCS   := tests/unit/cowctl_test.cc cowd/cowctl/output.cc cowd/cowctl/progress.cc
+cowctl_test_SRCS   := tests/unit/cowctl_test.cc cowd/cowctl/output.cc cowd/cowctl/progress.cc \
+  cowd/cowctl/host_settings.cc
 cowctl_test_LDLIBS := $(CORE_LDLIBS)
 
 # "toy" and the same without a check; the others are core_plugin_test's.

@@ -148,6 +148,7 @@ class CommandLine {
         ->check(CLI::Range(1, 3600).description(""));
     vbd->add_flag("--public", o_.public_sentence,
                   "on failure, also print a sentence that the guest may read");
+    command("doctor", "say what this host still needs");
     command("stores", "list the stores that cowd made for transient disks");
     target(command("delete", "remove the store of a saved guest"), "STORE",
            "a store's UUID, as stores prints it");

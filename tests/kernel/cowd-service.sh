@@ -51,6 +51,17 @@ check "udev reads nothing of it" bash -c \
 	'! udevadm info /dev/mapper/disk | grep -E "ID_FS_|ID_PART"'
 check "read" read_some
 
+# What a guest might do to its disk, and LVM on the host must not see.
+pvs_of_disk() { pvs --noheadings -o pv_name | grep -E '/(disk|dm-[0-9]+)$'; }
+pvcreate -qq -y /dev/mapper/disk
+check "LVM sees a guest's PV" pvs_of_disk
+check "the doctor says so" bash -c '! cowctl doctor'
+line=$(cowctl doctor --json | jq -r '.checks[] | select(.name == "LVM") | .remedy' | sed -n 2p)
+sed -i "/^devices {/a $(sed 's/\\/&&/g' <<<"$line")" /etc/lvm/lvm.conf
+check "with the line that it gives LVM does not" bash -c '! pvs 2>&1 | grep -E "/(disk|dm-[0-9]+) "'
+check "nor does the doctor find more" cowctl doctor
+check "as JSON" test "$(cowctl doctor --json | jq -r '.ok')" = true
+
 old=$(pid)
 kill -KILL "$old"
 check "restarted after SIGKILL" restarted "$old"

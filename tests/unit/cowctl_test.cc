@@ -26,6 +26,7 @@
 #include <unistd.h>
 
 #include "cowd/core/json_lines.hh"
+#include "cowd/cowctl/host_settings.hh"
 #include "cowd/cowctl/output.hh"
 #include "cowd/cowctl/progress.hh"
 
@@ -459,6 +460,76 @@ TEST_F(Cowctl, ListsDisksOfGuestsAndStores) {
   refused("vbd eject x", "eject");
   refused("vbd add x --timeout 0", "--timeout");
   refused("delete", "STORE is required");
+}
+
+json check_named(const json& report, const std::string& name) {
+  for (const json& check : report["checks"])
+    if (check["name"] == name) return check;
+  return nullptr;
+}
+
+TEST_F(Cowctl, DoctorLooksAtTheHost) {
+  const Outcome without = run("doctor --json");
+  EXPECT_EQ(without.status, 1);
+  const json report = json::parse(without.out);
+  EXPECT_EQ(report["ok"], false);
+  EXPECT_EQ(check_named(report, "cowd")["result"], "problem");
+  for (const char* name : {"kernel module", "udev", "LVM", "iSCSI", "nbd"})
+    EXPECT_TRUE(check_named(report, name).is_object()) << name;
+  for (const json& check : report["checks"])
+    EXPECT_EQ(check["result"] == "ok", check["remedy"] == "") << check;
+  EXPECT_NE(run("doctor").out.find("problem  cowd: No cowd listens on " + socket_),
+            std::string::npos);
+
+  FakeCowd cowd(socket_);
+  cowd.answers["version"] = ok(R"({"version":"0.0.1"})");
+  EXPECT_NE(run("doctor").out.find("cowd 0.0.1 runs, but cowctl is"), std::string::npos);
+}
+
+TEST(HostSettings, AreTheLastOfTheirKey) {
+  using cowctl::setting;
+  const std::string text =
+      "# node.x = 1\nnode.x = 5\n  node.x=120 \nnode.xy = "
+      "7\nSAVE=\"/var/lib\"\nEMPTY=\nONE='a=b'\n";
+  EXPECT_EQ(setting(text, "node.x"), "120");
+  EXPECT_EQ(setting(text, "SAVE"), "/var/lib");
+  EXPECT_EQ(setting(text, "EMPTY"), "");
+  EXPECT_EQ(setting(text, "ONE"), "a=b");
+  EXPECT_EQ(setting(text, "node"), std::nullopt);
+}
+
+using Strings = std::vector<std::string>;
+
+TEST(HostSettings, StringsOfLvm) {
+  using cowctl::lvm_strings;
+  const std::string text =
+      "devices {\n\tfilter=[\"a|.*|\"]\n\tglobal_filter=[\"r|^/dev/drbd\\\\d|\", \"a|.*|\"]\n"
+      "\tone=\"r|x\\\"y|\"\n\tnone=[]\n}\n";
+  EXPECT_EQ(lvm_strings(text, "filter"), Strings{"a|.*|"});
+  EXPECT_EQ(lvm_strings(text, "global_filter"), (Strings{"r|^/dev/drbd\\d|", "a|.*|"}));
+  EXPECT_EQ(lvm_strings(text, "one"), Strings{"r|x\"y|"});
+  EXPECT_EQ(lvm_strings(text, "none"), Strings{});
+  EXPECT_EQ(lvm_strings(text, "absent"), Strings{});
+}
+
+TEST(HostSettings, LvmFilters) {
+  using cowctl::lvm_filter_line;
+  using cowctl::lvm_reads;
+  const Strings ours = {"/dev/dm-9", "/dev/mapper/web1", "/dev/dmu/web1"};
+  EXPECT_TRUE(lvm_reads({}, ours));
+  EXPECT_TRUE(lvm_reads({"a|.*|"}, ours));
+  EXPECT_FALSE(lvm_reads({"a|^/dev/sd|", "r|.*|"}, ours));
+  EXPECT_FALSE(lvm_reads({"r{^/dev/dmu/}"}, ours));
+  EXPECT_FALSE(lvm_reads({"r/mapper.web/"}, ours));
+  // One name that is accepted is enough.
+  EXPECT_TRUE(lvm_reads({"r|^/dev/dmu/|", "a|.*|"}, ours));
+  EXPECT_TRUE(lvm_reads({"r|^/dev/dmu/|", "a|^/dev/mapper/|", "r|.*|"}, ours));
+  EXPECT_TRUE(lvm_reads({"nonsense", "r|^/dev/(|"}, ours));
+
+  EXPECT_EQ(lvm_filter_line({"a|.*|"}, ours), "global_filter = [ \"r|^/dev/dmu/|\" ]");
+  EXPECT_EQ(lvm_filter_line({"r|^/dev/drbd\\d|", "a|.*|"}, ours),
+            "global_filter = [ \"r|^/dev/dmu/|\", \"r|^/dev/drbd\\\\d|\" ]");
+  EXPECT_EQ(lvm_filter_line({"a|^/dev/mapper/|", "r|.*|"}, ours), std::nullopt);
 }
 
 TEST(Output, Table) {
