@@ -33,14 +33,14 @@ refuses() {
 # --- in a volume group ---
 
 check "nothing to begin with" test "$(count)" = 0
-store=$(tool create "$VG" 20000000 "$VM" xvda) || not_ok "create" "$store"
+store=$(tool create "$VG" 70000000 "$VM" xvda) || not_ok "create" "$store"
 uuid=$(field .uuid <<<"$store")
 path=$(field .path <<<"$store")
 lv=$(field .lv_uuid <<<"$store")
 check "made" test -b "$path"
 check "its tags" test "$(lvs_of lv_tags "lv_uuid=$lv" | tr ',' '\n' | sort | xargs)" = \
 	"cowd.boot=$(cat /proc/sys/kernel/random/boot_id) cowd.host=$(cat /etc/machine-id) cowd.store=$uuid cowd.transient cowd.vdev=xvda cowd.vm=$VM"
-check "it is large enough" test "$(blockdev --getsize64 "$path")" -ge 20000000
+check "it is large enough" test "$(blockdev --getsize64 "$path")" -ge 70000000
 check "it is zeroed where headers are" cmp -n 1048576 "$path" /dev/zero
 check "it is not activated at boot" test "$(lvs_of lv_autoactivation "lv_uuid=$lv")" = ""
 check "scan finds it" test "$(tool scan | field .uuid)" = "$uuid"
