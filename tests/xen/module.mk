@@ -2,7 +2,10 @@
 # Real guests of a real Xen, in the lab's machine (tests/lab/run --xen). One
 # script a subject; the programs are what the guests do.
 
-xen-tests := phy.sh
+# First the one that tells whether the lab is sound. Seconds are the machine's.
+xen-tests := phy.sh dmu.sh
+phy.sh_TIMEOUT := 240
+dmu.sh_TIMEOUT := 480
 XEN_TESTS += $(addprefix tests/xen/,$(xen-tests))
 
 # Static: a guest has no libraries.
