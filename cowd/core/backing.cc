@@ -3,25 +3,25 @@
 
 #include "cowd/core/backing.hh"
 
+#include <functional>
+#include <mutex>
+
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cowd/core/disk_options.hh"
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/loop.hh"
+#include "cowd/core/nbd.hh"
+#include "cowd/core/thread.hh"
 
 namespace cowd {
 
 namespace {
 
-[[noreturn]] void refuse_kind(const Component& component) {
-  const char* what = component.kind == Component::Kind::nbd     ? "NBD exports"
-                     : component.kind == Component::Kind::iscsi ? "iSCSI targets"
-                                                                : "transient stores";
-  throw Error(EOPNOTSUPP, component.text() + ": " + what +
-                              " are not served by this version of cowd; name a block device or a "
-                              "file.");
-}
+std::mutex settings_mutex;
+BackingSettings settings_now;
 
 struct stat look_at(const std::string& path) {
   struct stat info {};
@@ -30,6 +30,18 @@ struct stat look_at(const std::string& path) {
     throw Error(ENOENT,
                 path + " does not exist. Check the path, and whether its volume is active.");
   throw Error(errno, path + " cannot be looked up: " + errno_text(errno) + ".");
+}
+
+BackingSettings current_settings() {
+  const std::lock_guard lock(settings_mutex);
+  return settings_now;
+}
+
+// What the file of a named disk says goes before what is so for all.
+BackingSettings settings_for(const DiskOptions& options) {
+  BackingSettings settings = current_settings();
+  if (options.loss) settings.loss_seconds = options.loss->seconds;
+  return settings;
 }
 
 BlockDisk::Open mode_for(BackingUse use) {
@@ -51,6 +63,45 @@ Backing open_file_as_it_is(std::shared_ptr<AsyncIo> io, const std::string& path,
   return {BlockDisk::open(std::move(io), path, mode_for(use)), path, 0, nullptr};
 }
 
+// `owned`, whose last user lets go of it on a thread: the last close of a device on the
+// network may wait for its server, and the last user may be on a strand.
+template <typename T>
+std::shared_ptr<T> let_go_elsewhere(std::shared_ptr<T> owned, std::shared_ptr<void> keeper,
+                                    bool background) {
+  T* const raw = owned.get();
+  const auto let_go = [owned = std::move(owned), keeper = std::move(keeper), background](T*) mutable {
+    std::function<void()> work = [disk = std::move(owned), device = std::move(keeper)]() mutable {
+      disk.reset();
+      device.reset();
+    };
+    // Where there is no thread for it, it is let go of here.
+    if (background)
+      start_thread(std::move(work), 256 << 10);
+    else
+      work();
+  };
+  return std::shared_ptr<T>(raw, let_go);
+}
+
+// `device` is the name it has on this host, `keeper` what holds it there.
+Backing open_connected(std::shared_ptr<AsyncIo> io, const Component& component,
+                       const std::string& device, std::shared_ptr<void> keeper, BackingUse use) {
+  const bool background = current_settings().background;
+  auto disk = BlockDisk::open(std::move(io), device, mode_for(use));
+  disk->set_name(component.text());
+  const dev_t dev = disk->device();
+  std::shared_ptr<void> both = let_go_elsewhere(keeper, nullptr, background);
+  return {let_go_elsewhere(std::move(disk), std::move(keeper), background), device, dev,
+          std::move(both)};
+}
+
+Backing open_nbd(std::shared_ptr<AsyncIo> io, const Component& component, BackingUse use) {
+  const DiskOptions options = disk_options(component, current_settings().disks_dir);
+  auto device = NbdDevice::attach(component, settings_for(options));
+  const std::string path = device->path();
+  return open_connected(std::move(io), component, path, std::move(device), use);
+}
+
 Backing open_through_loop(std::shared_ptr<AsyncIo> io, const std::string& path, BackingUse use) {
   const auto loop = LoopDevice::attach(path, use == BackingUse::base  ? LoopDevice::Use::base
                                              : use == BackingUse::top ? LoopDevice::Use::top
@@ -65,8 +116,24 @@ Backing open_through_loop(std::shared_ptr<AsyncIo> io, const std::string& path, 
 
 }  // namespace
 
+void set_backing_settings(const BackingSettings& settings) {
+  const std::lock_guard lock(settings_mutex);
+  settings_now = settings;
+}
+
 Backing open_backing(std::shared_ptr<AsyncIo> io, const Component& component, BackingUse use) {
-  if (component.kind != Component::Kind::path) refuse_kind(component);
+  switch (component.kind) {
+    case Component::Kind::path: break;
+    case Component::Kind::nbd: return open_nbd(std::move(io), component, use);
+    case Component::Kind::iscsi:
+      throw Error(EOPNOTSUPP, component.text() +
+                                  ": iSCSI targets are not served by this version of cowd; log in to "
+                                  "it with iscsiadm and name its block device.");
+    case Component::Kind::transient:
+      throw Error(EOPNOTSUPP, component.text() +
+                                  " has no name of its own yet: cowd makes such a store when its "
+                                  "disk is attached. Name a block device or a file.");
+  }
   const struct stat info = look_at(component.path);
   if (S_ISREG(info.st_mode)) {
     if (use == BackingUse::look || use == BackingUse::change)

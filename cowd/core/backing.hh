@@ -2,7 +2,9 @@
 // From a component of a disk specification to something that can be a destination.
 #pragma once
 
+#include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include <sys/types.h>
@@ -20,6 +22,17 @@ struct Backing {
   std::shared_ptr<void> keepalive;
 };
 
+// What a program says once, before it opens the first one.
+struct BackingSettings {
+  std::string run_dir = "/run/cowd";
+  std::string disks_dir = kDisksDir;  // its files may say more of an export or target
+  // For how long requests wait for a server that is lost before they fail; none: for ever.
+  std::optional<uint64_t> loss_seconds;
+  // A disconnection does not keep anybody waiting: for a daemon, which does not end soon.
+  bool background = false;
+};
+void set_backing_settings(const BackingSettings& settings);
+
 enum class BackingUse {
   base,  // read-only, may be shared
   top,   // writable, nobody else may have it
@@ -29,8 +42,8 @@ enum class BackingUse {
 };
 
 // May block for as long as the backing hangs: call it off the strands (blocking.hh).
-// Throws Error: ENOENT, EBUSY, ENOTBLK (a directory, a socket...), EOPNOTSUPP (nbd,
-// iscsi, transient: named, not served by this version), each with its sentence.
+// Throws Error: ENOENT, EBUSY, ENOTBLK (a directory, a socket...), EOPNOTSUPP (iscsi: not
+// served by this version; transient: who makes the store opens it by its path), those of the network, each with its sentence.
 Backing open_backing(std::shared_ptr<AsyncIo> io, const Component& component, BackingUse use);
 
 // Whether something holds it: a claim of the kernel on a block device (a mount, dm), a

@@ -17,7 +17,7 @@ $(CORE_LIB): $(CORE_SRCS:%.cc=build/obj/%.o)
 
 # --- tests of it ---
 
-core-tests := spec_test core_test core_control_test core_disk_test core_plugin_test core_child_test
+core-tests := spec_test core_test core_control_test core_disk_test core_plugin_test core_child_test core_backing_test
 
 UNIT_TESTS += $(core-tests)
 $(foreach t,$(core-tests),$(eval $(t)_SRCS := tests/unit/$(t).cc))
@@ -38,4 +38,4 @@ $(core-test-plugin-files): build/tests/unit/plugins/%.so: \
 
 build/tests/unit/core_plugin_test: | $(core-test-plugin-files)
 
-INSTALL_DOCS += docs/disk-specification.md
+INSTALL_DOCS += docs/disk-specification.md docs/backings.md

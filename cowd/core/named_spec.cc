@@ -5,6 +5,7 @@
 
 #include <toml.hpp>
 
+#include "cowd/core/disk_options_toml.hh"
 #include "cowd/core/errno_name.hh"
 
 namespace cowd {
@@ -22,9 +23,7 @@ DiskSpec resolve_named_spec(const DiskSpec& spec, const std::filesystem::path& d
   } catch (const std::exception& e) {
     throw Error(EINVAL, file + " is not TOML: " + e.what());
   }
-  for (const auto& [key, value] : table.as_table())
-    if (key != "spec")
-      throw Error(EINVAL, file + " has the key '" + key + "', which is not known; 'spec' is.");
+  check_disk_options(table, file);
   if (!table.contains("spec") || !table.at("spec").is_string())
     throw Error(EINVAL, file + " needs spec = \"FORMAT:TOP:BASE\".");
   const DiskSpec inner = parse_spec(table.at("spec").as_string().str);

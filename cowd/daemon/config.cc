@@ -170,6 +170,15 @@ const std::vector<Key>& keys() {
        [](Config& c, const Value& v) {
          c.devices.session.no_space_timeout = as_duration(v, milliseconds(0), hours(24 * 365));
        }},
+      {"devices", "on_backing_loss",
+       [](Config& c, const Value& v) {
+         c.devices.wait_for_backing = as_choice(v, "wait", "error");
+       }},
+      {"devices", "backing_loss_timeout",
+       [](Config& c, const Value& v) {
+         c.devices.backing_loss_timeout = std::chrono::ceil<std::chrono::seconds>(
+             as_duration(v, milliseconds(1000), hours(24 * 365)));
+       }},
 
       {"process", "threads",
        [](Config& c, const Value& v) {

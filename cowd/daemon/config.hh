@@ -3,6 +3,7 @@
 // compares its keys with config_keys().
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -32,10 +33,12 @@ struct Config {
   struct Devices {
     Durability durability = Durability::flush;
     bool queue_if_no_daemon = true;
-    unsigned no_daemon_seconds = 60;  // if not queue_if_no_daemon
-    uint64_t max_extents = 0;         // 0: the module's default
-    bool keep_on_reboot = false;  // of transient disks
-    std::vector<std::string> store_directories;  // where transient stores were made, to clean up
+    unsigned no_daemon_seconds = 60;                // if not queue_if_no_daemon
+    uint64_t max_extents = 0;                       // 0: the module's default
+    bool keep_on_reboot = false;                    // of transient disks
+    std::vector<std::string> store_directories;     // where transient stores were made, to clean up
+    bool wait_for_backing = true;                   // when a server is lost
+    std::chrono::seconds backing_loss_timeout{60};  // if not wait_for_backing
     SessionSettings session;
   } devices;
 

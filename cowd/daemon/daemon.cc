@@ -17,6 +17,7 @@
 
 #include "build/config.h"
 #include "cowd/core/async_io.hh"
+#include "cowd/core/backing.hh"
 #include "cowd/core/error.hh"
 #include "cowd/core/host.hh"
 #include "cowd/core/plugin_loader.hh"
@@ -86,6 +87,7 @@ class Daemon {
   }
 
   DeviceEnvironment environment(RunDir& run_dir) {
+    set_backing_settings(backing_settings(run_dir));
     DeviceEnvironment environment;
     environment.io = make_async_io(io_);
     environment.plugins = &plugins_;
@@ -102,6 +104,16 @@ class Daemon {
     log(Level::info, text("cowd ", DMU_VERSION, " reads and writes metadata by ",
                           environment.io->engine(), "."));
     return environment;
+  }
+
+  BackingSettings backing_settings(const RunDir& run_dir) const {
+    BackingSettings settings;
+    settings.run_dir = run_dir.path();
+    settings.disks_dir = config_.paths.disks_dir;
+    if (!config_.devices.wait_for_backing)
+      settings.loss_seconds = static_cast<uint64_t>(config_.devices.backing_loss_timeout.count());
+    settings.background = true;
+    return settings;
   }
 
   // Requests are taken from here on, too: a hung backing must not hold up the rest.

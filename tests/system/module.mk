@@ -13,8 +13,10 @@ killer_SRCS      := tests/system/killer.cc
 killer_LDLIBS    := -lpthread
 
 TEST_TOOLS += transient-tool
-transient-tool_SRCS   := tests/system/transient_tool.cc
-transient-tool_USES   := libdmu
-transient-tool_LDLIBS := $(DAEMON_LDLIBS)
-build/tests/kernel/transient-tool: $(DAEMON_LIB) $(CORE_LIB)
+transient-tool_SRCS   := tests/system/transient_tool.cc cowd/daemon/transient.cc \
+  cowd/daemon/transient_files.cc cowd/daemon/lvm.cc formats/dscow/header.cc \
+  formats/dscow/layout.cc formats/common/crc32c.cc formats/common/signatures.cc
+transient-tool_LDLIBS := $(CORE_LDLIBS)
+build/tests/kernel/transient-tool: $(CORE_LIB)
 transient-stores.sh_TIMEOUT := 900
+backing-nbd.sh_TIMEOUT := 600

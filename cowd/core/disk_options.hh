@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// What DIR/NAME.toml says of a named disk beside its specification: what must not
+// stand in a specification, which guests can read. docs/backings.md has the keys.
+//
+// It is looked up by what is opened, not by name: an export has the options of the named
+// disk whose specification has it as TOP or BASE. So a restarted cowd finds them, too.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+
+#include "cowd/core/spec.hh"
+
+namespace cowd {
+
+struct DiskOptions {
+  struct Loss {
+    std::optional<uint64_t> seconds;  // none: wait
+  };
+  std::optional<Loss> loss;  // on_backing_loss
+};
+
+// The options of the first of the directory's files that names `component`; none are no error, nor
+// are files that cannot be read. Throws Error(EINVAL) for wrong options.
+DiskOptions disk_options(const Component& component, const std::filesystem::path& dir);
+
+}  // namespace cowd
