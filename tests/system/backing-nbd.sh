@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# Bases that are NBD exports: connected when first used, shared, connected again when the
+# Bases and tops that are NBD exports: connected when first used, shared, connected again when the
 # server comes back, found by a restarted cowd, disconnected with the last user.
 
 # shellcheck source=tests/system/lib.sh
@@ -39,6 +39,10 @@ until_true() {
 		sleep 0.1
 	done
 }
+mkdir "$WORK/disks.d"
+printf '[paths]\ndisks_dir = "%s"\n' "$WORK/disks.d" >"$WORK/cowd.toml"
+cowd_command+=(--config "$WORK/cowd.toml")
+
 # Somebody else's device, which must stay as it is.
 need serve "$STORE" other 10811
 need nbd-client -N other 127.0.0.1 10811 /dev/nbd2
@@ -78,6 +82,14 @@ ended "it reads on when the server is back" "$reading" "$WORK/reader"
 ended "and the writer writes on" "$copying" "$WORK/writer"
 check "what was written is there" diff -r --no-dereference /etc/default "$MNT/etc"
 
+# --- a frozen server stops nobody else ---
+kill -STOP "$(cat "$WORK/base.pid")"
+check "list while the server is frozen" timeout 10 cowctl --socket "$RUN/control.sock" list
+check "another disk is attached meanwhile" timeout 20 cowctl --socket "$RUN/control.sock" attach --name third "raw:$(vol cow3)"
+need ctl detach third
+kill -CONT "$(cat "$WORK/base.pid")"
+check "and goes on" dd if=/dev/mapper/two of=/dev/null bs=1M iflag=direct status=none
+
 # --- cowd is killed ---
 end_cowd KILL
 start_cowd
@@ -92,7 +104,29 @@ check "and its program ends" until_true 10 eval "! pgrep -x cowd-nbd"
 check "nothing is left in the run directory" test -z "$(find "$RUN" -name 'helper-*')"
 check "the base did not change" test "$(sha256sum <"$BASE")" = "$before"
 
+# --- an export as top ---
 check "somebody else's device is as it was" cmp -n 67108864 /dev/nbd2 "$STORE"
 nbd-client -d /dev/nbd2 >/dev/null
 end_server other TERM
-end_server base TERM
+need serve "$STORE" top 10812
+check "attach an export as top" ctl attach --name top raw:nbd://127.0.0.1:10812/top
+check "write to it" dd if=/dev/urandom of=/dev/mapper/top bs=1M count=16 oflag=direct conv=fsync status=none
+sum=$(dd if=/dev/mapper/top bs=1M count=16 iflag=direct status=none | sha256sum)
+check "detach it" ctl detach top
+check "it is on the server" test "$(dd if="$STORE" bs=1M count=16 status=none | sha256sum)" = "$sum"
+
+# --- a base whose server may be lost for three seconds ---
+cat >"$WORK/disks.d/short.toml" <<-END
+	spec = "raw:nbd://127.0.0.1:10812/top"
+	on_backing_loss = "error"
+	backing_loss_timeout = "3s"
+END
+check "attach a named disk" ctl attach --read-only --name short @short
+end_server top KILL
+began=$SECONDS
+dd if=/dev/mapper/short of=/dev/null bs=1M count=1 iflag=direct status=none 2>/dev/null
+check "its reads fail" test $? != 0
+check "after the time it was given" test $((SECONDS - began)) -ge 2 -a $((SECONDS - began)) -lt 30
+ctl detach short
+check "its device is gone, too" until_true 15 eval "test \$(connected 10812) = 0"
+pkill -F "$WORK/base.pid"
