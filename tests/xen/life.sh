@@ -1,0 +1,113 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# What a guest's disk lives through: a save and a restore, the death of cowd, being
+# attached and detached as it runs, its guest's end while no cowd runs, and the crash
+# of a host, which leaves a store that nobody asks for any more.
+
+here=$(dirname "$0")
+# shellcheck source=tests/xen/lib.sh
+. "$here/lib.sh"
+
+KIB=65536
+EXAMPLES=$TOP/xl-config-examples
+tear_down() { systemctl stop cowd.socket cowd; }
+
+stores() { cowctl stores --json; }
+state_of_stores() { stores | grep -o '"state": *"[a-z-]*"' | grep -o '[a-z-]*"$' | tr -d '"' | xargs; }
+
+# restored NAME: its console goes on in another domain.
+restored() {
+	mark "$1"
+	check "xl restore $1" xl restore "$WORK/$1.save" && learn "$1"
+}
+
+# The last close comes when blkback lets go, a moment after the guest.
+detached() { timeout 30 bash -c "while dmsetup info $1 >/dev/null 2>&1; do sleep 0.2; done"; }
+
+# A transient store goes a moment after its device.
+no_stores() {
+	timeout 30 bash -c 'while [[ $(cowctl stores --json) == *uuid* ]]; do sleep 0.2; done'
+}
+
+volumes golden=64M base=64M cow=80M
+need guestdisk write /dev/vg/golden 4 0 "$KIB"
+need guestdisk write /dev/vg/base 3 0 "$KIB"
+sums=$(sum_of /dev/vg/base)$(sum_of /dev/vg/golden)
+need systemctl start cowd
+need cowctl create dscow:/dev/vg/cow:/dev/vg/base
+
+# --- transient: saved and restored -------------------------------------------
+create_from v "$EXAMPLES/transient.cfg" || exit
+in_guest v scatter xvda 10 200 "$KIB"
+check "its store is in use" test "$(state_of_stores)" = in-use
+check "xl save v" xl save v "$WORK/v.save"
+gone v
+check "the device goes" detached vm-v-xvda
+check "the store of a saved guest is kept" test "$(state_of_stores)" = saved
+check "cowctl delete refuses what is no store" bash -c '! cowctl delete 00000000-1111-2222-3333-444444444444'
+if restored v; then
+	in_guest v scattered xvda 10 200 "$KIB"
+	in_guest v scatter xvda 11 50 "$KIB"
+	in_guest v scattered xvda 11 50 "$KIB"
+	check "its store is in use again" test "$(state_of_stores)" = in-use
+fi
+
+# --- cowd dies under it -------------------------------------------------------
+begin v scatter xvda 12 500 "$KIB"
+job=$BEGUN
+systemctl kill -s KILL cowd
+finish_in v "$job" "writes while cowd is killed"
+in_guest v scattered xvda 12 500 "$KIB"
+
+# --- its guest ends while no cowd runs ----------------------------------------
+check "cowd stops" systemctl stop cowd.socket cowd
+check "xl destroy v" xl destroy v
+gone v 60
+check "cowd starts" systemctl start cowd.socket cowd
+check "a restarted cowd finds that the guest is gone" no_stores
+check "nothing is mapped" detached vm-v-xvda
+
+# --- a saved one that is not wanted any more -----------------------------------
+if create_from v "$EXAMPLES/transient.cfg"; then
+	check "xl save v again" xl save v "$WORK/v.save"
+	gone v
+	uuid=$(stores | grep -o '"uuid": *"[^"]*"' | cut -d '"' -f 4)
+	check "cowctl delete" cowctl delete "$uuid"
+	check "it is gone" test "$(state_of_stores)" = ""
+fi
+
+# --- persistent: attached and detached as the guest runs, saved, restored -------
+if create_from p "$EXAMPLES/transient.cfg"; then
+	check "xl block-attach" xl block-attach p \
+		'script=block-dmu,vdev=xvdb,access=w,target=dscow:/dev/vg/cow:/dev/vg/base'
+	in_guest p scatter xvdb 20 100 "$KIB"
+	in_guest p scattered xvdb 20 100 "$KIB"
+	check "xl save p" xl save p "$WORK/p.save"
+	gone p
+	if restored p; then
+		in_guest p scattered xvdb 20 100 "$KIB"
+	fi
+	check "xl block-detach" xl block-detach p xvdb
+	check "the disk is detached" detached vm-p-xvdb
+	check "cowctl check finds nothing wrong with it" cowctl check dscow:/dev/vg/cow:/dev/vg/base
+	destroy p
+fi
+
+# --- what a crash leaves ----------------------------------------------------------
+check "no store is left" no_stores
+check "cowd stops for good" systemctl stop cowd.socket cowd
+host=$(cat /etc/machine-id)
+need lvcreate -q -q -y -W n -L 8M -n cowd-left --addtag cowd.transient --addtag "cowd.host=$host" \
+	--addtag cowd.store=12345678-1234-1234-1234-123456789abc --addtag cowd.boot=another vg
+need dd if=/dev/zero of=/dev/vg/cowd-left bs=1M count=1 status=none
+need lvcreate -q -q -y -W n -L 8M -n cowd-theirs --addtag cowd.transient --addtag cowd.host=other \
+	--addtag cowd.store=12345678-1234-1234-1234-123456789abd --addtag cowd.boot=another vg
+check "cowd starts once more" systemctl start cowd.socket cowd
+check "the store of a host that crashed goes" timeout 30 bash -c \
+	'while lvs vg/cowd-left >/dev/null 2>&1; do sleep 0.2; done'
+check "another host's is left alone" lvs vg/cowd-theirs
+check "and is listed as foreign" test "$(state_of_stores)" = foreign
+lvremove -q -q -y vg/cowd-theirs >/dev/null
+
+check "the bases are as they were" test "$(sum_of /dev/vg/base)$(sum_of /dev/vg/golden)" = "$sums"
