@@ -3,9 +3,10 @@
 # script a subject; the programs are what the guests do.
 
 # First the one that tells whether the lab is sound. Seconds are the machine's.
-xen-tests := phy.sh dmu.sh
+xen-tests := phy.sh dmu.sh life.sh
 phy.sh_TIMEOUT := 240
 dmu.sh_TIMEOUT := 480
+life.sh_TIMEOUT := 600
 XEN_TESTS += $(addprefix tests/xen/,$(xen-tests))
 
 # Static: a guest has no libraries.
