@@ -36,6 +36,9 @@ refuses() {
 start_cowd
 
 check "nothing to begin with" test "$(count)" = 0
+refuses "a group that is not there" ENOENT tool create nogroup 4096 "" ""
+refuses "a group that is full" ENOSPC tool create "$VG" 100000000000000 "" ""
+check "nothing is left of those" test "$(count)" = 0
 store=$(tool create "$VG" 70000000 "$VM" xvda) || not_ok "create" "$store"
 uuid=$(field .uuid <<<"$store")
 path=$(field .path <<<"$store")
@@ -65,10 +68,6 @@ check "it is not saved any more" test $? = 3
 check "remove" tool remove "$uuid"
 check "it is gone" test ! -e "$path" -a "$(count)" = 0
 refuses "twice is refused" ENOENT tool remove "$uuid"
-
-refuses "a group that is not there" ENOENT tool create nogroup 4096 "" ""
-refuses "a group that is full" ENOSPC tool create "$VG" 100000000000000 "" ""
-check "nothing is left of those" test "$(count)" = 0
 
 # --- what stays ---
 
