@@ -2,7 +2,7 @@
 # Real guests of a real Xen, in the lab's machine (tests/lab/run --xen). One
 # script a subject; the programs are what the guests do.
 
-# First the one that tells whether the lab is sound. Seconds are the machine's.
+# First the one that tells whether the lab is sound.
 xen-tests := phy.sh dmu.sh life.sh
 phy.sh_TIMEOUT := 240
 dmu.sh_TIMEOUT := 480
