@@ -99,3 +99,75 @@ need lvm_on lvchange -qq --addtag cowd.transient --addtag "cowd.store=$uuid" \
 need mkfs.ext4 -q "$(vol other)"
 refuses "a volume that was tagged by mistake stays" EUCLEAN tool remove "$uuid"
 need lvm_on lvchange -qq --deltag cowd.transient "$VG/other"
+
+# LVM reads none of our devices, even where a guest made it a physical volume of a group of
+# the same name.
+need ctl create --force -o size=8M "dscow:$(vol other)"
+need ctl attach --name guest "dscow:$(vol other)"
+need lvm pvcreate -qq --config "devices{filter=[\"a|^/dev/mapper/guest$|\",\"r|.*|\"]}" /dev/mapper/guest
+end_cowd KILL
+began=$SECONDS
+store=$(timeout 20 transient-tool create "$VG" 4194304 "" "")
+check "a device without its cowd hangs nobody" test -n "$store"
+check "and is not waited for" test $((SECONDS - began)) -lt 20
+need timeout 20 transient-tool remove "$(field .uuid <<<"$store")"
+start_cowd
+need ctl detach guest
+need wipefs -qa "$(vol other)"
+
+# --- in a directory ---
+
+store=$(tool create "$DIR" 8388608 "$VM" xvda)
+uuid=$(field .uuid <<<"$store")
+path=$(field .path <<<"$store")
+need ctl create -o "uuid=$uuid" -o size=4M "dscow:$path"
+need ctl attach --name file "dscow:$path"
+refuses "a file behind a loop device stays" EBUSY tool remove "$uuid" "$DIR"
+need ctl detach file
+check "save a file" tool save "$uuid" "$DIR"
+check "it is found" test "$(tool find "$DIR" "$VM" xvda | field .uuid)" = "$uuid"
+check "remove it" tool remove "$uuid" "$DIR"
+check "nothing of it stays" test -z "$(ls -A "$DIR")"
+
+# --- crashes ---
+
+# crash SYSCALLS WHEN COMMAND...: killed as it enters the WHEN-th of these; fails if
+# there were not as many.
+crash() {
+	local calls=$1 when=$2
+	shift 2
+	! strace -qq -o /dev/null -e "trace=$calls" -e "inject=$calls:signal=KILL:when=$when" \
+		transient-tool "$@" >/dev/null 2>&1
+}
+leftovers() {
+	[[ $1 == /* ]] && ls -A "$1"
+	[[ $1 == /* ]] || lvs_of lv_name 'lv_name=~^cowd-'
+}
+# crashes NAME WHERE SYSCALLS: kills create and remove at each of them.
+crashes() {
+	local name=$1 where=$2 calls=$3 when steps=0 uuid command bad=
+	for command in create remove; do
+		for ((when = 1; when < 40; when++)); do
+			if [[ $command == create ]]; then
+				crash "$calls" "$when" create "$where" 4194304 "$VM" xvda || break
+			else
+				uuid=$(tool create "$where" 4194304 "$VM" xvda | field .uuid)
+				crash "$calls" "$when" remove "$uuid" "$DIR" || break
+			fi
+			steps=$((steps + 1))
+			tool scan "$DIR" 2>/dev/null | field .problem | grep -q . &&
+				bad+=" a problem at $command $when;"
+			for uuid in $(tool scan "$DIR" 2>/dev/null | field .uuid); do
+				tool remove "$uuid" "$DIR" || bad+=" not removed at $command $when;"
+			done
+			[[ -z $(leftovers "$where") ]] || bad+=" left at $command $when: $(leftovers "$where");"
+		done
+		# The one that was not killed.
+		for uuid in $(tool scan "$DIR" 2>/dev/null | field .uuid); do tool remove "$uuid" "$DIR"; done
+	done
+	check "$name: $steps crashes were real" test "$steps" -ge 6
+	check "$name: nothing is left that cannot be found" test -z "$bad" || echo "# $bad"
+}
+crashes "in a directory" "$DIR" fsync,rename,renameat,renameat2,unlinkat,ftruncate
+# Each child, before it is begun and when it has ended; and the zeroing.
+crashes "in a volume group" "$VG" pidfd_open,wait4,pwrite64,fdatasync
