@@ -35,7 +35,7 @@ need guestdisk write /dev/vg/golden 4 0 "$KIB"
 need guestdisk write /dev/vg/base 3 0 "$KIB"
 sums=$(sum_of /dev/vg/base)$(sum_of /dev/vg/golden)
 need systemctl start cowd
-need cowctl create dscow:/dev/vg/cow:/dev/vg/base
+need cowctl create --force dscow:/dev/vg/cow:/dev/vg/base
 
 # --- transient: saved and restored -------------------------------------------
 create_from v "$EXAMPLES/transient.cfg" || exit
