@@ -34,4 +34,11 @@ std::string boot_id() {
   return id;
 }
 
+std::string random_uuid() {
+  const std::string uuid = first_word("/proc/sys/kernel/random/uuid");
+  if (uuid.empty())
+    throw Error(EIO, "/proc/sys/kernel/random/uuid cannot be read: is /proc mounted?");
+  return uuid;
+}
+
 }  // namespace cowd

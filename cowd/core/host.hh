@@ -11,4 +11,7 @@ std::string host_id();
 // /proc/sys/kernel/random/boot_id.
 std::string boot_id();
 
+// A new one. Error(EIO) without /proc.
+std::string random_uuid();
+
 }  // namespace cowd

@@ -215,8 +215,9 @@ Task<> Device::leave_here(Leaving how) {
                                    error.what()));
     }
   }
-  if (wipe) co_await blocking(dm::wipe, name_);
+  // In this order: a wiped device is nobody's any more, so it must be on its way out by then.
   co_await blocking(dm::remove_deferred, name_);
+  if (wipe) co_await blocking(dm::wipe, name_);
   if (session_ || supervised_) co_return;  // the channel tells when it has gone
   gone_ = true;
 }

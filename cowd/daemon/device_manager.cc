@@ -8,6 +8,7 @@
 
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/error.hh"
+#include "cowd/core/host.hh"
 #include "cowd/core/json.hh"
 #include "cowd/core/units.hh"
 #include "cowd/daemon/blocking_call.hh"
@@ -22,14 +23,6 @@ namespace cowd {
 namespace asio = boost::asio;
 
 namespace {
-
-std::string random_uuid() {
-  std::ifstream in("/proc/sys/kernel/random/uuid");
-  std::string uuid;
-  if (!(in >> uuid))
-    throw Error(EIO, "/proc/sys/kernel/random/uuid cannot be read: is /proc mounted?");
-  return uuid;
-}
 
 // Logs a failure of the reattaching or cleaning of `name` and puts it on the ring.
 void tell(EventRing& events, const std::string& name, const std::string& sentence) {
@@ -110,8 +103,9 @@ Task<DeviceManager::DevicePtr> DeviceManager::make_and_attach(AttachRequest& req
                                                               const std::string& name,
                                                               DiskSpec spec, Undo& undo) {
   std::optional<TransientStore> store;
+  Backing base;  // a connection made to learn its size is the one the device then uses
   if (spec.top.kind == Component::Kind::transient) {
-    store = co_await prepare_store(request, name, spec, undo);
+    store = co_await prepare_store(request, name, spec, base, undo);
     Component top;
     top.path = store->path;
     spec.top = top;

@@ -58,6 +58,7 @@ class DeviceManager {
   Task<> leave(std::string name, Device::Leaving how);
   Task<> note(std::string name, std::function<void(DeviceEntry&)> change);
   Task<std::vector<DeviceEntry>> entries();
+  Task<std::optional<DeviceEntry>> entry(std::string name);
   // Called on an unknown strand when a device, and what was made for it, is gone.
   void on_gone(std::function<void(const DeviceEntry&)> tell) { tell_gone_ = std::move(tell); }
 
@@ -84,12 +85,13 @@ class DeviceManager {
   Task<DevicePtr> make_and_attach(AttachRequest& request, const std::string& name, DiskSpec spec,
                                   Undo& undo);
   Task<TransientStore> prepare_store(const AttachRequest& request, const std::string& name,
-                                     const DiskSpec& spec, Undo& undo);
-  Task<> format_store(const TransientStore& store, const DiskSpec& spec, Backing base,
+                                     const DiskSpec& spec, Backing& base, Undo& undo);
+  Task<> format_store(const TransientStore& store, const Backing& base,
                       const FormatDescriptor& format);
   Task<> remove_store(const std::string& device, const TransientStore& store);
   Task<std::vector<TransientStore>> scan_stores();
   Task<> clean_stores(std::set<std::string> in_use);
+  Task<std::optional<DeviceEntry>> entry_here(std::string name);
   Task<> leave_here(std::string name, Device::Leaving how);
   Task<> note_here(std::string name, std::function<void(DeviceEntry&)> change);
   Task<> mark_saved_here(std::string name, bool saved);

@@ -31,7 +31,7 @@ const char* state_of(const TransientStore& store, bool in_use, const std::string
 }  // namespace
 
 Task<TransientStore> DeviceManager::prepare_store(const AttachRequest& request,
-                                                  const std::string& name, const DiskSpec& spec,
+                                                  const std::string& name, const DiskSpec& spec, Backing& base,
                                                   Undo& undo) {
   while (!stores_cleaned_) co_await changed_.wait();
   const FormatDescriptor* format = co_await blocking(load_format, environment_.plugins, spec.format);
@@ -56,7 +56,7 @@ Task<TransientStore> DeviceManager::prepare_store(const AttachRequest& request,
       co_return *saved;
     }
   }
-  Backing base = co_await blocking(open_backing, environment_.io, *spec.base, BackingUse::base);
+  base = co_await blocking(open_backing, environment_.io, *spec.base, BackingUse::base);
   uint64_t bytes = format->store_size(base.disk->size(), {});
   TransientStore store =
       co_await blocking(&TransientStores::create, &transient_, spec.top.pool, bytes, binding);
@@ -65,11 +65,11 @@ Task<TransientStore> DeviceManager::prepare_store(const AttachRequest& request,
     co_await remove_store(name, store);
     store_uuids_.erase(store.uuid);
   });
-  co_await format_store(store, spec, std::move(base), *format);
+  co_await format_store(store, base, *format);
   co_return store;
 }
 
-Task<> DeviceManager::format_store(const TransientStore& store, const DiskSpec&, Backing base,
+Task<> DeviceManager::format_store(const TransientStore& store, const Backing& base,
                                    const FormatDescriptor& format) {
   Component top;
   top.path = store.path;
@@ -218,6 +218,17 @@ Task<> DeviceManager::mark_saved_here(std::string name, bool saved) {
   };
   co_await blocking(&TransientStores::mark_saved, &transient_, *entry.store, saved);
   co_await on(device->strand(), device->note(change));
+}
+
+Task<std::optional<DeviceEntry>> DeviceManager::entry(std::string name) {
+  return on(strand_, entry_here(std::move(name)));
+}
+
+Task<std::optional<DeviceEntry>> DeviceManager::entry_here(std::string name) {
+  auto found = devices_.find(name);
+  if (found == devices_.end()) co_return std::nullopt;
+  DevicePtr device = found->second;
+  co_return co_await on(device->strand(), device->entry());
 }
 
 Task<std::vector<DeviceEntry>> DeviceManager::entries() {

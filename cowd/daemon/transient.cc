@@ -12,6 +12,7 @@
 
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/error.hh"
+#include "cowd/core/host.hh"
 #include "cowd/core/units.hh"
 #include "cowd/daemon/lvm.hh"
 #include "cowd/daemon/text.hh"
@@ -28,14 +29,6 @@ constexpr const char* kSavedTag = "cowd.saved";
 constexpr const char* kNewTag = "cowd.new";
 constexpr size_t kHead = 2 * dscow::kBlock;
 constexpr size_t kZeroed = 1 << 20;
-
-std::string random_uuid() {
-  std::ifstream in("/proc/sys/kernel/random/uuid");
-  std::string uuid;
-  if (!(in >> uuid))
-    throw Error(EIO, "/proc/sys/kernel/random/uuid cannot be read: is /proc mounted?");
-  return uuid;
-}
 
 // What LVM takes in a tag; what a binding may hold, for files too.
 void check_binding(const StoreBinding& binding) {

@@ -107,8 +107,7 @@ struct Vbds::Disk {
 
 Vbds::Vbds(asio::io_context& io, DeviceManager& devices, EventRing& events, const Config& config,
            std::unique_ptr<XenHost> host)
-    : io_(io),
-      devices_(devices),
+    : devices_(devices),
       events_(events),
       config_(config),
       strand_(asio::make_strand(io)),
@@ -294,8 +293,8 @@ Task<> Vbds::attach(DiskPtr disk, const Node& node) {
     // The name of a device whose last user takes its time.
     if (failure->code() != EEXIST || number == 99) throw *failure;
   }
-  for (const DeviceEntry& entry : co_await devices_.entries())
-    if (entry.name == disk->device && entry.store) disk->saved = entry.store->saved;
+  auto entry = co_await devices_.entry(disk->device);
+  disk->saved = entry && entry->store && entry->store->saved;
 }
 
 // Disks of other scripts (phy:) are seen by what they opened.
@@ -395,7 +394,12 @@ Task<> Vbds::depart(std::string path) {
   bool keep = disk->transient && (disk->note.keep || (disk->saved && !ran) || !known);
   bool dead = domid != 0 && known && (!domain || domain->dying);
   disk->state = Disk::State::leaving;
-  co_await note(disk);
+  try {
+    co_await note(disk);
+  } catch (const Error& error) {
+    // The end goes on; a restarted cowd finds out for itself that the node has gone.
+    log(Level::warning, error.what(), {disk->device, {}});
+  }
   Device::Leaving how = keep   ? Device::Leaving::suspended
                         : dead ? Device::Leaving::dying
                                : Device::Leaving::orderly;

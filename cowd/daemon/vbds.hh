@@ -71,7 +71,6 @@ class Vbds {
   DiskPtr find(const std::string& path) const;
   DiskPtr find_same(const Node& node, const std::string& asked) const;
 
-  boost::asio::io_context& io_;
   DeviceManager& devices_;
   EventRing& events_;
   const Config& config_;

@@ -12,7 +12,6 @@
 #include <mutex>
 #include <optional>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -72,7 +71,6 @@ class XenThread {
     std::mutex mutex;
     std::deque<std::function<void(XenHost&)>> work;
     bool stopping = false;
-    bool ended = false;
     int wake = -1;  // an eventfd
     ~State();
   };

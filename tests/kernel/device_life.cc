@@ -64,13 +64,13 @@ CASE(life_wipe_fails_what_waits) {
   channel.invalidate(0, kSize);
   Io parked = rig.file->write(0, 8, kNew);
   channel.expect(DMU_MSG_FAULT);
+  CHECK_EQ(rig.target->remove(DMU_DEFERRED), 0);
   CHECK_EQ(dmu_wipe(rig.target->name().c_str(), DMU_NO_UDEV_SCAN, nullptr), 0);
   CHECK_EQ(parked.result(), -EIO);
   CHECK_EQ(rig.file->write(0, 8, kNew).result(), -EIO);
   pollfd p{channel.fd(), POLLIN, 0};
   CHECK_EQ(poll(&p, 1, 10'000), 1);
   CHECK(p.revents & POLLHUP);
-  CHECK_EQ(rig.target->remove(DMU_DEFERRED), 0);
   rig.file.reset();
   dmu_info info{};
   info.size = sizeof info;

@@ -94,12 +94,8 @@ end_cowd() {
 	return "$status"
 }
 
-# LVM must see our volumes and nothing else: it would hang on a device whose cowd is dead.
-lvm_on() {
-	local command=$1
-	shift
-	"$command" --devices "${LAB_DISKS// /,}" "$@"
-}
+# shellcheck source=tests/lvm.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../lvm.sh"
 
 # volumes NAME=SIZE...: a fresh volume group with these volumes.
 volumes() {

@@ -71,12 +71,8 @@ need() {
 
 # --- volumes ------------------------------------------------------------------
 
-# LVM must see our volumes and nothing else: it would hang on a device whose cowd is dead.
-lvm_on() {
-	local command=$1
-	shift
-	"$command" --devices "${LAB_DISKS// /,}" "$@"
-}
+# shellcheck source=tests/lvm.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../lvm.sh"
 
 # volumes NAME=SIZE...: in the volume group, which is made for the first ones.
 volumes() {
@@ -175,17 +171,24 @@ booted() {
 # await NAME REGEX [SECONDS]: until the guest's console has such a line, which
 # becomes LINE, after all lines that were awaited before.  A panic is none.
 await() {
-	local name=$1 regex=$2 seconds=${3:-60} log tail hit
+	local name=$1 regex=$2 seconds=${3:-60} log tail hit status end
 	log=$(console_of "$name")
-	exec {tail_out}< <(exec tail -c "+$((${POSITION[$name]} + 1))" -f "$log" 2>/dev/null)
-	tail=$!
-	hit=$(timeout "$seconds" grep -a -b -m 1 -E "$regex|Kernel panic" <&"$tail_out")
-	kill "$tail" 2>/dev/null
-	exec {tail_out}<&-
-	if [[ ! $hit ]]; then
-		WHY="nothing like '$regex' within $seconds s on its console, which ends: $(last_words 2 <"$log")"
-		return 1
-	fi
+	end=$((SECONDS + seconds))
+	while :; do
+		exec {tail_out}< <(exec tail -c "+$((${POSITION[$name]} + 1))" -f "$log")
+		tail=$!
+		hit=$(timeout "$((end > SECONDS ? end - SECONDS : 1))" grep -a -b -m 1 -E "$regex|Kernel panic" <&"$tail_out")
+		status=$?
+		kill "$tail" 2>/dev/null
+		exec {tail_out}<&-
+		[[ ! $hit ]] || break
+		if ((status == 124 || SECONDS >= end)); then
+			WHY="nothing like '$regex' within $seconds s on its console, which ends: $(last_words 2 <"$log")"
+			return 1
+		fi
+		# Neither ends by itself.
+		echo "# $name: tail and grep ended early, with exit status $status, at ${POSITION[$name]} of $(stat -c %s "$log")"
+	done
 	LINE=${hit#*:}
 	POSITION[$name]=$((${POSITION[$name]} + ${hit%%:*} + ${#LINE} + 1))
 	LINE=${LINE%$'\r'}
