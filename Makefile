@@ -288,12 +288,27 @@ $(eval $(call suite,kernel,,$(KERNEL_TESTS)))
 $(eval $(call suite,second-kernel,--kernel 6.12,$(SECOND_KERNEL_TESTS)))
 $(eval $(call suite,service,--systemd --installed,$(SERVICE_TESTS)))
 $(eval $(call suite,xen,--xen --installed,$(XEN_TESTS)))
+$(eval $(call suite,long-xen,--xen --installed,$(LONG_XEN_TESTS)))
 $(eval $(call suite,debug-kernel,--slow 6 --kernel "$$$$(tests/lab/make-debug-kernel)",$(DEBUG_KERNEL_TESTS)))
+
+# Two machines after each other, and one that boots twice.
+check-power-cut: all tests
+	$(quiet)tests/power-cut/run
+check-xen-reboot: all tests
+	$(quiet)tests/xen-reboot/run
+check-power-cut-without-flush: all tests
+	$(quiet)tests/power-cut/run --without-flush
+
+# Figures, which no test asserts.
+bench: all tests
+	$(quiet)tests/lab/run --xen --installed -- /src/tests/xen/bench.sh
 
 # What takes too long for every change.
 check-long:
 	$(quiet)tests/setup --debug-kernel
 	$(quiet)$(MAKE) --no-print-directory check-debug-kernel
+	$(quiet)$(MAKE) --no-print-directory check-long-xen
+	$(quiet)$(MAKE) --no-print-directory check-power-cut-without-flush
 
 list-tests:
 	@printf '%s\n' $(foreach t,$(UNIT_TESTS),unit:$(t)) $(foreach t,$(KERNEL_TESTS),kernel:$(t)) \
@@ -378,6 +393,7 @@ help:
 
 FORCE:
 .PHONY: all tests kmod sparse checkpatch check check-unit check-kernel \
-  check-second-kernel check-service check-xen check-debug-kernel check-long demo \
+  check-second-kernel check-service check-xen check-debug-kernel check-power-cut check-xen-reboot \
+  check-power-cut-without-flush check-long check-long-xen bench demo \
   setup install install-user install-kmod install-dkms dist clean distclean \
   help list-tests FORCE $(kernel-releases:%=sparse-%)

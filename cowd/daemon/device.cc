@@ -186,8 +186,16 @@ Task<> Device::detach() {
 
 Task<> Device::leave(Leaving how) {
   auto self = shared_from_this();
-  while (busy_) co_await changed_.wait();
+  while (busy_ && !leaving_) co_await changed_.wait();
   if (gone_) co_return;
+  if (leaving_ && how == Leaving::dying) {
+    // An orderly end waits for the last close, and perhaps for space; what waits for them
+    // no longer has anybody to wait for it.
+    co_await blocking(dm::remove_deferred, name_);
+    co_await blocking(dm::wipe, name_);
+    co_return;
+  }
+  while (busy_) co_await changed_.wait();
   std::exception_ptr error;
   try {
     Exclusive exclusive(*this, "detached");
@@ -205,6 +213,7 @@ Task<> Device::leave_here(Leaving how) {
     co_await image_->preserve();
   }
   leaving_ = true;
+  changed_.notify();
   // Without a session nobody would answer what waits.
   bool wipe = how == Leaving::dying || !session_;
   if (!wipe) {

@@ -59,6 +59,8 @@ class DeviceManager {
   Task<> note(std::string name, std::function<void(DeviceEntry&)> change);
   Task<std::vector<DeviceEntry>> entries();
   Task<std::optional<DeviceEntry>> entry(std::string name);
+  // Stores::hindered.
+  Task<std::string> hindered(StoreIdentity store, bool writes);
   // Called on an unknown strand when a device, and what was made for it, is gone.
   void on_gone(std::function<void(const DeviceEntry&)> tell) { tell_gone_ = std::move(tell); }
 
@@ -92,6 +94,7 @@ class DeviceManager {
   Task<std::vector<TransientStore>> scan_stores();
   Task<> clean_stores(std::set<std::string> in_use);
   Task<std::optional<DeviceEntry>> entry_here(std::string name);
+  Task<std::string> hindered_here(StoreIdentity store, bool writes);
   Task<> leave_here(std::string name, Device::Leaving how);
   Task<> note_here(std::string name, std::function<void(DeviceEntry&)> change);
   Task<> mark_saved_here(std::string name, bool saved);

@@ -220,6 +220,14 @@ Task<> DeviceManager::mark_saved_here(std::string name, bool saved) {
   co_await on(device->strand(), device->note(change));
 }
 
+Task<std::string> DeviceManager::hindered(StoreIdentity store, bool writes) {
+  return on(strand_, hindered_here(std::move(store), writes));
+}
+
+Task<std::string> DeviceManager::hindered_here(StoreIdentity store, bool writes) {
+  co_return stores_.hindered(store, writes);
+}
+
 Task<std::optional<DeviceEntry>> DeviceManager::entry(std::string name) {
   return on(strand_, entry_here(std::move(name)));
 }

@@ -38,6 +38,14 @@ void Stores::claim(const std::string& device, const StoreIdentity& store, bool w
     use.readers.insert(device);
 }
 
+std::string Stores::hindered(const StoreIdentity& store, bool writes) const {
+  auto it = uses_.find(store);
+  if (it == uses_.end()) return {};
+  const Use& use = it->second;
+  if (!use.writer.empty()) return use.writer;
+  return writes && !use.readers.empty() ? *use.readers.begin() : std::string();
+}
+
 void Stores::release(const std::string& device) {
   for (auto it = uses_.begin(); it != uses_.end();) {
     Use& use = it->second;

@@ -35,6 +35,10 @@ class Stores {
              const std::string& path);
   void release(const std::string& device);
 
+  // The device of ours that somebody else who reads or writes the store gets in the way
+  // of; empty: none.
+  std::string hindered(const StoreIdentity& store, bool writes) const;
+
  private:
   struct Use {
     std::string writer;  // empty: none

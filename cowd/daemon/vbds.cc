@@ -72,6 +72,14 @@ const XenDomain* domain_in(const std::vector<XenDomain>& domains, unsigned id,
   return nullptr;
 }
 
+// A VM is one domain after the other; domain 0's own disks have none.
+bool is_alive(const std::vector<XenDomain>& domains, const std::string& vm_uuid) {
+  return vm_uuid == kDomainZero ||
+         std::any_of(domains.begin(), domains.end(), [&](const XenDomain& domain) {
+           return domain.uuid == vm_uuid && !domain.dying;
+         });
+}
+
 // "fd:3", as Xen's scripts write it.
 std::string xen_dev(const std::string& dev) {
   unsigned major = 0, minor = 0;
@@ -363,7 +371,8 @@ Task<> Vbds::remove_here(std::string path) {
 //   suspended (save, migration)  orderly       made durable, kept as `saved`
 //   rebooting, keep_on_reboot    orderly       the same
 //   never ran since its restore  orderly       stays `saved`
-//   dying, or gone               what waits fails at once; a transient store goes
+//   dying, or gone               what waits fails at once; a transient store goes (also when
+//                                it dies after its disk was told to go, as with `xl destroy`)
 //   anything else (detached)     orderly       goes
 Task<> Vbds::depart(std::string path) {
   DiskPtr disk = find(path);
@@ -437,10 +446,12 @@ void Vbds::gone(const std::string& device) {
 
 void Vbds::changed(const std::vector<std::string>& paths) {
   if (!started_) return;
-  std::set<std::string> nodes;
+  std::set<std::string> nodes, others;
   bool released = false;
   for (const std::string& path : paths) {
     if (path == kRelease) released = true;
+    if (path.ends_with("/physical-device") && !node_path(path).empty() && !find(node_path(path)))
+      others.insert(node_path(path));
     // The deletion of a domain's directory is told once, by its own path.
     for (const auto& [device, disk] : disks_)
       for (const std::string& mine : disk->note.vbds)
@@ -449,6 +460,35 @@ void Vbds::changed(const std::vector<std::string>& paths) {
   }
   if (released) spawn(look_at_domains(), "Looking at the domains");
   for (const std::string& node : nodes) spawn(look_at_node(node), text("Looking at ", node));
+  for (const std::string& node : others) spawn(look_at_other(node), text("Looking at ", node));
+}
+
+// A disk of another script (phy:), which asks nobody: it cannot be prevented, only told.
+Task<> Vbds::look_at_other(std::string path) {
+  struct Opened {
+    std::optional<std::string> device;
+    bool writes;
+  };
+  auto read = [path](XenHost& host) {
+    return Opened{host.read(path + "/physical-device"),
+                  host.read(path + "/mode").value_or("w") != "r"};
+  };
+  const Opened opened = co_await xen_.call(read);
+  unsigned major = 0, minor = 0;
+  if (!opened.device || find(path) ||
+      std::sscanf(opened.device->c_str(), "%x:%x", &major, &minor) != 2)
+    co_return;
+  const StoreIdentity store{true, makedev(major, minor), 0, {}};
+  const std::string device = co_await devices_.hindered(store, opened.writes);
+  if (device.empty()) co_return;
+  std::string id = new_error_id();
+  std::string sentence =
+      text("Domain ", domid_of(path), opened.writes ? " may write to" : " reads", " the device ",
+           major, ":", minor, " (", path, "), which ", device,
+           " is made of: what it finds there may be wrong, and what it writes there spoils ",
+           device, ". Detach one of the two.");
+  log(Level::error, sentence, {device, id});
+  events_.add("foreign-user", device, sentence, id);
 }
 
 Task<> Vbds::look_at_node(std::string path) {
@@ -462,6 +502,9 @@ Task<> Vbds::look_at_domains() {
   std::vector<DiskPtr> disks;
   for (const auto& [device, disk] : disks_) disks.push_back(disk);
   for (const DiskPtr& disk : disks) {
+    if (disk->state == Disk::State::leaving && !is_alive(domains, disk->note.vm_uuid))
+      spawn(devices_.leave(disk->device, Device::Leaving::dying),
+            text("The end of ", disk->device));
     if (disk->state != Disk::State::ready) continue;
     bool keep = disk->note.keep;
     for (const std::string& path : disk->note.vbds) {

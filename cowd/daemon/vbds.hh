@@ -63,6 +63,7 @@ class Vbds {
   Task<> leave(DiskPtr disk, Device::Leaving how, bool keep);
   Task<> look_at_domains();
   Task<> look_at_node(std::string path);
+  Task<> look_at_other(std::string path);
   Task<> until_it_runs(DiskPtr disk);
   Task<> note(DiskPtr disk);
   void changed(const std::vector<std::string>& paths);

@@ -20,3 +20,4 @@ transient-tool_LDLIBS := $(CORE_LDLIBS)
 build/tests/kernel/transient-tool: $(CORE_LIB)
 transient-stores.sh_TIMEOUT := 900
 backing-nbd.sh_TIMEOUT := 600
+fs-workload.sh_TIMEOUT := 480

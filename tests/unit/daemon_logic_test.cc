@@ -189,6 +189,18 @@ TEST(Stores, OneWriterOrManyReaders) {
   EXPECT_NO_THROW(stores.claim("d", cow, true, "/dev/cow"));
 }
 
+TEST(Stores, TellsWhoIsHinderedBySomebodyElse) {
+  Stores stores;
+  const StoreIdentity top{true, 1, 0, {}}, base{true, 2, 0, {}}, other{true, 3, 0, {}};
+  stores.claim("d", top, true, "/dev/top");
+  stores.claim("d", base, false, "/dev/base");
+  EXPECT_EQ(stores.hindered(top, false), "d");
+  EXPECT_EQ(stores.hindered(top, true), "d");
+  EXPECT_EQ(stores.hindered(base, false), "");
+  EXPECT_EQ(stores.hindered(base, true), "d");
+  EXPECT_EQ(stores.hindered(other, true), "");
+}
+
 TEST(Stores, KnowsAFileByWhatItsPathResolvesTo) {
   std::string dir = testing::TempDir() + "stores";
   std::filesystem::create_directories(dir);

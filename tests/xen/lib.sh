@@ -158,7 +158,7 @@ create() {
 
 # booted NAME: until it says that it is ready, after creation or a reboot.
 booted() {
-	await "$1" 'guest: ready' 90 || {
+	await "$1" 'guest: ready' "${BOOT_SECONDS:-90}" || {
 		not_ok "boot of $1" "$WHY"
 		return 1
 	}

@@ -2,12 +2,16 @@
 # Real guests of a real Xen, in the lab's machine (tests/lab/run --xen). One
 # script a subject; the programs are what the guests do.
 
-# First the one that tells whether the lab is sound.
-xen-tests := phy.sh dmu.sh life.sh
+xen-tests := dmu.sh life.sh disks.sh loop.sh
 phy.sh_TIMEOUT := 240
 dmu.sh_TIMEOUT := 480
 life.sh_TIMEOUT := 600
+disks.sh_TIMEOUT := 600
+loop.sh_TIMEOUT := 1200
 XEN_TESTS += $(addprefix tests/xen/,$(xen-tests))
+# Nothing of ours: it tells whether the lab is sound.
+LONG_XEN_TESTS += tests/xen/phy.sh tests/xen/hvm.sh
+hvm.sh_TIMEOUT := 600
 
 # Static: a guest has no libraries.
 TEST_TOOLS += guestdisk guest-fsload

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// A disk as a power cut might have left it, from the log of its writes.
+//
+//   logreplay count LOG MARK              how many flushes follow the first write whose
+//                                         data begin with MARK
+//   logreplay replay LOG DISK MARK K SEED all writes up to the K-th of these flushes and,
+//                                         as a seed decides, about half of those between
+//                                         it and the next one
+//
+// The log is that of dm-log-writes, which QEMU's driver blklogwrites makes too: 64-bit
+// little-endian fields, see Documentation/admin-guide/device-mapper/log-writes.rst and
+// drivers/md/dm-log-writes.c in Linux. A write is logged when it is sent, a flush likewise:
+// what was complete before a flush was sent stands before it. Discards are passed over: a
+// disk may keep what was there. DISK is to be as the logged one was at first (all zeroes).
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace {
+
+constexpr uint64_t kMagic = 0x6a736677736872;
+constexpr uint64_t kFlush = 1, kDiscard = 4;
+
+struct Super {
+  uint64_t magic, version, entries;
+  uint32_t sector_size;
+};
+
+struct Entry {  // sectors of the log's sector size
+  uint64_t sector, sectors, flags, data_length;
+};
+
+[[noreturn]] void fail(const std::string& what) { throw std::runtime_error(what); }
+
+class Fd {
+ public:
+  Fd(const std::string& path, int flags) : path_(path), fd_(open(path.c_str(), flags | O_CLOEXEC)) {
+    if (fd_ < 0) fail("opening " + path + ": " + strerror(errno));
+  }
+  ~Fd() { close(fd_); }
+  Fd(const Fd&) = delete;
+  Fd& operator=(const Fd&) = delete;
+
+  // False at the end.
+  bool read(void* to, size_t length, uint64_t at) const {
+    for (size_t done = 0; done < length;) {
+      const ssize_t n = pread(fd_, static_cast<char*>(to) + done, length - done,
+                              static_cast<off_t>(at + done));
+      if (n < 0) fail("reading " + path_ + ": " + strerror(errno));
+      if (n == 0) return false;
+      done += static_cast<size_t>(n);
+    }
+    return true;
+  }
+  void write(const void* from, size_t length, uint64_t at) const {
+    for (size_t done = 0; done < length;) {
+      const ssize_t n = pwrite(fd_, static_cast<const char*>(from) + done, length - done,
+                               static_cast<off_t>(at + done));
+      if (n <= 0) fail("writing " + path_ + ": " + strerror(errno));
+      done += static_cast<size_t>(n);
+    }
+  }
+  void sync() const {
+    if (fsync(fd_) < 0) fail("writing " + path_ + ": " + strerror(errno));
+  }
+
+ private:
+  std::string path_;
+  int fd_;
+};
+
+class Log {
+ public:
+  explicit Log(const std::string& path) : file_(path, O_RDONLY) {
+    if (!file_.read(&super_, sizeof super_, 0) || super_.magic != kMagic)
+      fail(path + " is no log of writes");
+    if (super_.sector_size < sizeof(Entry)) fail(path + " has sectors that are too small");
+    at_ = super_.sector_size;
+  }
+
+  // The next one, with its data; false at the end, which a cut may have left ragged.
+  bool next(Entry& entry, std::vector<char>& data) {
+    if (seen_++ == super_.entries || !file_.read(&entry, sizeof entry, at_)) return false;
+    if (!entry.sectors && !entry.flags) return false;
+    at_ += super_.sector_size;
+    data.resize(entry.flags & kDiscard ? 0 : entry.sectors * super_.sector_size);
+    const bool whole = file_.read(data.data(), data.size(), at_);
+    at_ += data.size();
+    return whole;
+  }
+  uint64_t sector_size() const { return super_.sector_size; }
+
+ private:
+  Fd file_;
+  Super super_{};
+  uint64_t at_ = 0, seen_ = 0;
+};
+
+bool begins_with(const std::vector<char>& data, const std::string& mark) {
+  return data.size() >= mark.size() && memcmp(data.data(), mark.data(), mark.size()) == 0;
+}
+
+void count(const std::string& path, const std::string& mark) {
+  Log log(path);
+  Entry entry;
+  std::vector<char> data;
+  uint64_t flushes = 0, writes = 0;
+  bool marked = false;
+  while (log.next(entry, data)) {
+    marked = marked || begins_with(data, mark);
+    if (!marked) continue;
+    if (entry.flags & kFlush) flushes++;
+    if (entry.sectors) writes++;
+  }
+  if (!marked) fail("no write in " + path + " begins with \"" + mark + "\"");
+  fprintf(stderr, "%lu writes, %lu flushes\n", writes, flushes);
+  printf("%lu\n", flushes);
+}
+
+void replay(const std::string& path, const std::string& disk, const std::string& mark,
+            uint64_t last, uint64_t seed) {
+  Log log(path);
+  Fd to(disk, O_WRONLY);
+  std::mt19937_64 random(seed);
+  Entry entry;
+  std::vector<char> data;
+  uint64_t flushes = 0, later = 0, kept = 0;
+  bool marked = false;
+  while (log.next(entry, data)) {
+    marked = marked || begins_with(data, mark);
+    if (marked && (entry.flags & kFlush) && ++flushes > last) break;
+    if (data.empty()) continue;
+    const bool certain = !marked || flushes < last;
+    if (!certain) later++;
+    if (!certain && random() % 2) continue;
+    if (!certain) kept++;
+    to.write(data.data(), data.size(), entry.sector * log.sector_size());
+  }
+  if (flushes < last) fail("there are " + std::to_string(flushes) + " flushes only");
+  to.sync();
+  printf("%lu of %lu later writes\n", kept, later);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::vector<std::string> words(argv + 1, argv + argc);
+  try {
+    if (words.size() == 3 && words[0] == "count") {
+      count(words[1], words[2]);
+    } else if (words.size() == 6 && words[0] == "replay") {
+      replay(words[1], words[2], words[3], std::stoull(words[4]), std::stoull(words[5]));
+    } else {
+      fail("count LOG MARK, or replay LOG DISK MARK K SEED");
+    }
+    return 0;
+  } catch (const std::exception& error) {
+    fprintf(stderr, "logreplay: %s\n", error.what());
+  }
+  return 1;
+}

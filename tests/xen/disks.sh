@@ -1,0 +1,144 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# Kinds of disks, beside each other: several of one guest, one that two guests read,
+# named ones, stores in files, bases on other machines; what may not be shared; the
+# end of a guest whose writes wait for space; a frozen server that stops only those
+# who need it.
+
+here=$(dirname "$0")
+# shellcheck source=tests/xen/lib.sh
+. "$here/lib.sh"
+
+KIB=65536
+EXAMPLES=$TOP/xl-config-examples
+SERVER=192.0.2.7 # of the example
+server=
+
+CONF=/usr/local/etc/cowd # of the installed tree
+tear_down() {
+	[[ ! $server ]] || kill -CONT "$server"
+	systemctl stop cowd.socket cowd
+	[[ ! $server ]] || kill "$server"
+	umount /srv/small
+	ip address del "$SERVER/32" dev lo
+	rm -rf "$CONF"/disks.d/web1.toml /srv/images /srv/small
+}
+
+attached() { xl block-attach "$1" "script=block-dmu,vdev=$2,access=$3,target=$4"; }
+event() { timeout "${2:-30}" bash -c "until cowctl events | grep -q -- '$1'; do sleep 0.2; done"; }
+detached() { timeout 30 bash -c "while dmsetup info $1 >/dev/null 2>&1; do sleep 0.2; done"; }
+
+# speed NAME: KiB/s of its direct writes to xvda, over some 10 s.
+speed() {
+	# shellcheck disable=SC2016 # the guest's
+	local step='now() { read -r s _ </proc/uptime; echo "${s%.*}${s#*.}"; }; from=$(now) n=0;'
+	step+=' while [ $(($(now) - from)) -lt 1000 ]; do'
+	step+=' dd if=/dev/zero of=/dev/xvda bs=64k count=64 oflag=direct 2>/dev/null || exit; n=$((n + 4096));'
+	step+=' done; echo $((n * 100 / ($(now) - from)))'
+	ask "$1" sh "$step" || not_ok "$1 writes" "$SAID"
+	SPEED=$SAID
+}
+
+volumes base=64M cow=80M golden=64M cow2=80M shared=16M small=32M third=16M
+need guestdisk write /dev/vg/base 3 0 "$KIB"
+need guestdisk write /dev/vg/golden 4 0 "$KIB"
+need guestdisk write /dev/vg/shared 6 0 16384
+need mkdir -p /srv/images /srv/small /var/lib/cowd "$CONF/disks.d"
+need mke2fs -q -t ext4 /dev/vg/small
+need mount /dev/vg/small /srv/small
+need dd if=/dev/vg/golden of=/srv/images/golden.img bs=1M status=none
+echo 'spec = "dscow:/dev/vg/cow2:/dev/vg/golden"' >"$CONF"/disks.d/web1.toml
+sums=$(sum_of /dev/vg/base)$(sum_of /dev/vg/golden)$(sum_of /dev/vg/shared)$(sum_of /srv/images/golden.img)
+need systemctl start cowd.socket cowd
+need cowctl create dscow:/dev/vg/cow:/dev/vg/base
+need cowctl create dscow:/dev/vg/cow2:/dev/vg/golden
+need cowctl create dscow:/srv/small/cow.img:/dev/vg/golden
+need ip address add "$SERVER/32" dev lo
+need modprobe nbd
+qemu-nbd --read-only --persistent --shared=16 -f raw -x golden -b "$SERVER" /dev/vg/golden &
+server=$!
+need timeout 10 bash -c "until nbd-client -l $SERVER 2>/dev/null | grep -q golden; do sleep 0.1; done"
+before=$(leftovers)
+
+# --- several disks of one guest ------------------------------------------------
+create_from s "$EXAMPLES/several-disks.cfg" || exit
+in_guest s size xvda $((KIB * 2))
+in_guest s verify xvda 3 0 "$KIB"
+in_guest s verify xvdb 3 0 "$KIB"
+in_guest s verify xvdc 6 0 16384
+in_guest s readonly xvdc
+in_guest s scatter xvda 8 100 "$KIB"
+in_guest s scatter xvdb 9 100 "$KIB"
+in_guest s scattered xvda 8 100 "$KIB"
+in_guest s scattered xvdb 9 100 "$KIB"
+
+# --- a named one, beside it -------------------------------------------------------
+if create_from n "$EXAMPLES/named.cfg"; then
+	in_guest n verify xvda 4 0 "$KIB"
+	in_guest n scatter xvda 10 100 "$KIB"
+	check "what s reads, n reads too" attached n xvdc r raw:/dev/vg/shared
+	in_guest n appears xvdc
+	in_guest n verify xvdc 6 0 16384
+	refuse "but none may write it" "xvde" attached n xvde w raw:/dev/vg/shared
+	refuse "nor a base in use" "xvdg" attached n xvdg w raw:/dev/vg/base
+	refuse "nor may a top become a base" "xvdh" attached n xvdh r raw:/dev/vg/cow
+
+	# phy: asks nobody: what it opens can only be told.
+	check "a base given away by phy:" xl block-attach n phy:/dev/vg/base xvdf w
+	check "is an event" event foreign-user
+	check "and taken back" xl block-detach n xvdf
+
+	# Its file system is full long before the disk is.
+	check "a store in a file" attached n xvdd w dscow:/srv/small/cow.img:/dev/vg/golden
+	in_guest n appears xvdd
+	begin n '&' write xvdd 13 0 "$KIB"
+	check "writes wait for space" event no-space 60
+	ask n say
+	check "xl destroy n as they wait" xl destroy n
+	gone n 15
+	check "its devices are gone" detached vm-n-xvdd
+fi
+if create_from n "$EXAMPLES/named-target.cfg"; then
+	in_guest n scattered xvda 10 100 "$KIB"
+	in_guest n poweroff
+	gone n
+fi
+
+# --- a base elsewhere, whose server freezes ----------------------------------------
+config a "dmu:dscow:transient@vg:nbd://$SERVER/golden,raw,xvda,w,script=block-dmu" \
+	"dmu:dscow:transient@vg:nbd://$SERVER/golden,raw,xvdb,w,script=block-dmu"
+if create a; then
+	in_guest a verify xvdb 4 0 "$KIB"
+	check "one connection serves both disks" test "$(pgrep -c -x cowd-nbd)" = 1
+	in_guest a scatter xvda 14 50 "$KIB"
+	speed s
+	free=$SPEED
+	speed s
+	free="$free and $SPEED"
+	kill -STOP "$server"
+	begin a '&' scatter xvda 15 200 "$KIB"
+	job=$BEGUN
+	speed s
+	frozen=$SPEED
+	speed s
+	echo "# s writes $free KiB/s, and $frozen and $SPEED as the server of a's base is frozen"
+	check "cowctl list meanwhile" timeout 5 cowctl list
+	check "another disk is attached meanwhile" timeout 15 cowctl attach --name third raw:/dev/vg/third
+	check "and detached" timeout 15 cowctl detach third
+	if create_from f "$EXAMPLES/transient-file.cfg"; then
+		in_guest f verify xvda 4 0 "$KIB"
+		in_guest f scatter xvda 16 50 "$KIB"
+		in_guest f scattered xvda 16 50 "$KIB"
+		destroy f
+	fi
+	check "the server still had not gone on" grep -q '^State:.*T' "/proc/$server/status"
+	kill -CONT "$server"
+	finish_in a "$job" "its writes go on with the server"
+	in_guest a scattered xvda 15 200 "$KIB"
+	destroy a
+fi
+destroy s
+same_leftovers "nothing is left" "$before" "cowd's threads"
+check "the bases are as they were" test \
+	"$(sum_of /dev/vg/base)$(sum_of /dev/vg/golden)$(sum_of /dev/vg/shared)$(sum_of /srv/images/golden.img)" = "$sums"
