@@ -1,19 +1,19 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# loop.sh [PAIRS [SEED]]: guests with transient disks of one golden image, two at a
-# time, with cowd killed at some moment of their lives; nothing may be left of any,
-# and what others have on the host stays as it was.
+# loop.sh [ROUNDS [SEED]]: guests with transient disks of one golden image, four in a
+# round, and as many times is cowd killed at some moment of it; nothing may be left of
+# any, and what others have on the host stays as it was.
 
 here=$(dirname "$0")
 # shellcheck source=tests/xen/lib.sh
 . "$here/lib.sh"
 
 KIB=65536
-PAIRS=${1:-10}
+ROUNDS=${1:-5}
 SEED=${2:-$RANDOM}
 RANDOM=$SEED
-LIFE=16000 # ms, of a guest from xl create on
+ROUND=60000 # ms, about what it takes
 tear_down() {
 	systemctl stop cowd.socket cowd
 	dmsetup remove theirs
@@ -59,23 +59,29 @@ lived() {
 
 before=$(leftovers)
 echo "# seed $SEED"
-for ((i = 1; i <= PAIRS; i++)); do
+lives=0
+for ((round = 1; round <= ROUNDS; round++)); do
 	began=$EPOCHREALTIME
-	moment=$((RANDOM % LIFE))
-	life g $((i + 100)) >"$WORK/g" 2>&1 &
-	one=$!
-	life h $((i + 200)) >"$WORK/h" 2>&1 &
-	two=$!
-	(
-		sleep "$((moment / 1000)).$(printf %03d $((moment % 1000)))"
-		systemctl kill -s KILL cowd
-	) &
-	killer=$!
-	lived "guest $((2 * i - 1)), cowd killed after $moment ms" "$one" g
-	lived "guest $((2 * i)), cowd killed after $moment ms" "$two" h
-	wait "$killer"
-	same_leftovers "nothing is left of them" "$before" "cowd's threads"
-	echo "# pair $i: $(since "$began") ms"
+	pids=() killers=() moments=''
+	for guest in a b c d; do
+		life "$guest" $((++lives)) >"$WORK/$guest" 2>&1 &
+		pids+=($!)
+		moment=$((RANDOM % ROUND))
+		moments+=" $moment"
+		(
+			sleep "$((moment / 1000)).$(printf %03d $((moment % 1000)))"
+			systemctl kill -s KILL cowd
+		) &
+		killers+=($!)
+	done
+	echo "# round $round: cowd is killed after$moments ms"
+	for guest in a b c d; do
+		lived "guest $guest of round $round" "${pids[0]}" "$guest"
+		pids=("${pids[@]:1}")
+	done
+	wait "${killers[@]}"
+	same_leftovers "nothing is left of round $round" "$before" "cowd's threads"
+	echo "# round $round: $(since "$began") ms"
 done
 check "cowd's threads are no more than they may be" test \
 	"$(find "/proc/$(cowd_pid)/task" -mindepth 1 -maxdepth 1 | wc -l)" -le 16
