@@ -23,7 +23,7 @@
 #   INSTALL_HEADERS INSTALL_UAPI_HEADERS INSTALL_PKGCONFIG INSTALL_UNITS
 #   INSTALL_UDEV_RULES INSTALL_CONF INSTALL_COMPLETIONS INSTALL_DOCS
 #   INSTALL_TMPFILES INSTALL_MODULES_LOAD INSTALL_DKMS INSTALL_XEN_SCRIPTS
-#   INSTALL_XL_EXAMPLES
+#   INSTALL_XL_EXAMPLES INSTALL_HOOKS
 #                files to install; of FILE.in, @prefix@ and the like are
 #                replaced first
 #
@@ -333,7 +333,7 @@ install-files := $(INSTALL_HEADERS) $(INSTALL_UAPI_HEADERS) \
   $(INSTALL_PKGCONFIG) $(INSTALL_UNITS) $(INSTALL_UDEV_RULES) $(INSTALL_CONF) \
   $(INSTALL_COMPLETIONS) $(INSTALL_DOCS) $(INSTALL_TMPFILES) \
   $(INSTALL_MODULES_LOAD) $(INSTALL_DKMS) $(INSTALL_XEN_SCRIPTS) \
-  $(INSTALL_XL_EXAMPLES) $(MAN_PAGES)
+  $(INSTALL_XL_EXAMPLES) $(INSTALL_HOOKS) $(MAN_PAGES)
 
 install: all install-user install-kmod
 
@@ -354,6 +354,7 @@ install-user: all $(call generated,$(install-files))
 	$(call install-all,644,$(INSTALL_TMPFILES),$(prefix)/lib/tmpfiles.d)
 	$(call install-all,644,$(INSTALL_XL_EXAMPLES),$(docdir)/xl-config-examples)
 	$(call install-all,755,$(INSTALL_XEN_SCRIPTS),$(xenscriptdir))
+	$(call install-all,755,$(INSTALL_HOOKS),$(datadir)/cowd/hooks)
 	$(call install-all,644,$(INSTALL_MODULES_LOAD),$(prefix)/lib/modules-load.d)
 	$(foreach p,$(call generated,$(MAN_PAGES)),install -D -m 644 $(p) \
 	  $(DESTDIR)$(mandir)/man$(subst .,,$(suffix $(p)))/$(notdir $(p)) &&) :

@@ -28,6 +28,13 @@ void print_event(const Context& context, const json& line) {
   std::cout << std::endl;
 }
 
+// Below the table: what the operator has to do something about.
+void print_wait(const json& device) {
+  const json& wait = device["waiting_for_space"];
+  std::cout << cell(device, "name") << ": writes wait for room on " << cell(wait, "destination")
+            << " since " << cell(wait, "since") << '\n';
+}
+
 }  // namespace
 
 int run_list(Context& context) {
@@ -48,7 +55,10 @@ int run_list(Context& context) {
     table.add({cell(device, "name"), size_cell(device), cell(device, "format"),
                cell(device, "durability"), cell(device, "state"), cell(device, "open_count"),
                cell(device, "spec")});
-  if (!context.options.quiet) table.print(std::cout);
+  if (context.options.quiet) return 0;
+  table.print(std::cout);
+  for (const json& device : answer.value("devices", json::array()))
+    if (device.contains("waiting_for_space")) print_wait(device);
   return 0;
 }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <iterator>
 #include <utility>
 
 namespace cowd {
@@ -15,7 +16,7 @@ void CommitGroup::done(uint64_t seq, Waiter waiter) { add({seq, false, std::move
 
 void CommitGroup::all(Waiter waiter) {
   if (!dirty()) return waiter(nullptr);
-  add({read_, false, std::move(waiter)});
+  add({read_, false, std::move(waiter), false});
 }
 
 bool CommitGroup::covered(const Pending& pending) const {
@@ -52,6 +53,26 @@ void CommitGroup::finish(const Error* error) {
   committed_ = std::max(committed_, round_.seq);
   for (auto& pending : current) pending.waiter(nullptr);
   release(pending_);
+}
+
+void CommitGroup::finish_later(const Error& error) {
+  assert(running_);
+  running_ = false;
+  auto again = std::exchange(current_, {});
+  std::move(pending_.begin(), pending_.end(), std::back_inserter(again));
+  pending_.clear();
+  give_up(again, error);
+  std::move(pending_.begin(), pending_.end(), std::back_inserter(again));  // asked meanwhile
+  pending_ = std::move(again);
+}
+
+// Takes those from `list` that cannot wait, and tells them.
+void CommitGroup::give_up(std::vector<Pending>& list, const Error& error) {
+  auto from = std::stable_partition(list.begin(), list.end(),
+                                    [](const Pending& pending) { return pending.patient; });
+  std::vector<Pending> failed(std::make_move_iterator(from), std::make_move_iterator(list.end()));
+  list.erase(from, list.end());
+  for (auto& pending : failed) pending.waiter(&error);
 }
 
 // Calls those of `list` that the last commit happens to cover.

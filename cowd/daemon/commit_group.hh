@@ -47,6 +47,9 @@ class CommitGroup {
   std::optional<Round> begin(bool due);
   // How it went. Waiters are called from here.
   void finish(const Error* error);
+  // There was no room for it: FLUSHes and DONEs wait for the next one, and whoever asked
+  // by all() has the error.
+  void finish_later(const Error& error);
 
   bool dirty() const { return read_ > committed_; }
   bool running() const { return running_; }
@@ -59,11 +62,13 @@ class CommitGroup {
     uint64_t seq;
     bool data_flushed;
     Waiter waiter;
+    bool patient = true;  // may wait until there is room
   };
 
   bool covered(const Pending& pending) const;
   void add(Pending pending);
   void release(std::vector<Pending>& list);
+  static void give_up(std::vector<Pending>& list, const Error& error);
 
   uint64_t read_ = 0;       // highest seq read
   uint64_t committed_ = 0;  // everything up to here is durable

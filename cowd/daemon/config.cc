@@ -180,6 +180,24 @@ const std::vector<Key>& keys() {
              as_duration(v, milliseconds(1000), hours(24 * 365)));
        }},
 
+      {"space", "interval",
+       [](Config& c, const Value& v) {
+         c.space.interval = as_duration(v, milliseconds(0), hours(1));
+       }},
+      {"space", "low",
+       [](Config& c, const Value& v) {
+         c.space.low = static_cast<unsigned>(as_number(v, 10, 95));
+       }},
+      {"space", "hook", [](Config& c, const Value& v) { c.space.hook = as_path(v); }},
+      {"space", "hook_timeout",
+       [](Config& c, const Value& v) {
+         c.space.hook_timeout = as_duration(v, milliseconds(1000), hours(1));
+       }},
+      {"space", "hook_interval",
+       [](Config& c, const Value& v) {
+         c.space.hook_interval = as_duration(v, milliseconds(1000), hours(24));
+       }},
+
       {"process", "threads",
        [](Config& c, const Value& v) {
          c.process.threads = static_cast<unsigned>(as_number(v, 1, 64));

@@ -42,6 +42,15 @@ struct Config {
     SessionSettings session;
   } devices;
 
+  // What is done before stores find no room, and when they do.
+  struct Space {
+    std::chrono::milliseconds interval{30000};  // between two looks; 0: only when one is full
+    unsigned low = 80;                          // percent; space_state.hh
+    std::string hook;                           // a program; empty: none
+    std::chrono::milliseconds hook_timeout{60000};
+    std::chrono::milliseconds hook_interval{60000};  // between two runs for the same object
+  } space;
+
   struct Process {
     unsigned threads = 4;
     bool lock_memory = true;

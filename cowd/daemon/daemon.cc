@@ -28,6 +28,7 @@
 #include "cowd/daemon/event_ring.hh"
 #include "cowd/daemon/log.hh"
 #include "cowd/daemon/service.hh"
+#include "cowd/daemon/space_watch.hh"
 #include "cowd/daemon/text.hh"
 #include "cowd/daemon/xen_link.hh"
 
@@ -52,6 +53,7 @@ class Daemon {
         io_(static_cast<int>(config.process.threads)),
         plugins_(PluginLoader::default_directories(config.paths.plugin_dirs)),
         devices_(io_, config, environment(run_dir)),
+        space_(io_, devices_, events_, config.space),
         xen_(io_, devices_, events_, config),
         control_(io_, config.control.max_clients, events_, make_commands(devices_, xen_)),
         signals_(asio::make_strand(io_), SIGTERM, SIGINT, SIGHUP),
@@ -94,6 +96,7 @@ class Daemon {
     environment.events = &events_;
     environment.run_dir = &run_dir;
     environment.session = config_.devices.session;
+    environment.no_space = [this] { space_.look_now(); };
     try {
       environment.host_id = host_id();
       environment.boot_id = boot_id();
@@ -119,6 +122,7 @@ class Daemon {
   // Requests are taken from here on, too: a hung backing must not hold up the rest.
   Task<> start() {
     co_await devices_.reattach_all();
+    space_.start();
     co_await xen_.start();
     watchdog_.start();
     events_.add("started", "", text("cowd ", DMU_VERSION, " has started."));
@@ -155,6 +159,7 @@ class Daemon {
   EventRing events_;
   PluginLoader plugins_;
   DeviceManager devices_;
+  SpaceWatch space_;
   XenLink xen_;
   ControlServer control_;
   asio::signal_set signals_;

@@ -7,6 +7,7 @@
 
 #include "cowd/core/error.hh"
 #include "cowd/core/json.hh"
+#include "cowd/core/units.hh"
 #include "cowd/daemon/blocking_call.hh"
 #include "cowd/daemon/error_id.hh"
 #include "cowd/daemon/log.hh"
@@ -83,6 +84,30 @@ void Device::event(const std::string& type, const std::string& sentence, const s
   environment_.events->add(type, name_, sentence, id);
 }
 
+void Device::no_space() {
+  if (environment_.no_space) environment_.no_space();
+}
+
+Task<SpaceUser> Device::space_user() {
+  auto self = shared_from_this();
+  SpaceUser user;
+  user.device = name_;
+  user.spaces = spaces_;
+  user.waiting = session_ && session_->space_wait();
+  co_return user;
+}
+
+Task<> Device::space_added() {
+  auto self = shared_from_this();
+  if (session_) session_->space_added();
+  co_return;
+}
+
+const char* Device::state_word() const {
+  bool waits = state() == State::active && session_ && session_->space_wait();
+  return waits ? "waiting-for-space" : state_name(state());
+}
+
 void Device::failed(const std::string& type, const std::string& sentence) {
   std::string id = new_error_id();
   log(Level::error, sentence, {name_, id});
@@ -123,8 +148,8 @@ Task<> Device::supervise() {
 Task<> Device::removed_by_others() {
   Exclusive exclusive(*this, "cleaned up");
   become(State::detaching);
-  std::string sentence = text("The device ", name_,
-                              leaving_ ? " is detached." : " was removed, not by cowd.");
+  std::string sentence =
+      text("The device ", name_, leaving_ ? " is detached." : " was removed, not by cowd.");
   log(leaving_ ? Level::info : Level::warning, sentence, {name_, {}});
   try {
     if (image_) co_await close_image();
@@ -220,8 +245,8 @@ Task<> Device::leave_here(Leaving how) {
     try {
       co_await session_->commit_all();
     } catch (const std::exception& error) {
-      failed("commit-failed", text("The last commit of ", name_, " is still to come. ",
-                                   error.what()));
+      failed("commit-failed",
+             text("The last commit of ", name_, " is still to come. ", error.what()));
     }
   }
   // In this order: a wiped device is nobody's any more, so it must be on its way out by then.
@@ -297,11 +322,16 @@ Task<nlohmann::json> Device::describe() {
                          {"spec", spec_text_},
                          {"format", entry_.format},
                          {"durability", durability_name(entry_.durability)},
-                         {"state", state_name(state())},
+                         {"state", state_word()},
                          {"size", image_ ? image_->sectors() * 512 : 0},
                          {"read_only", entry_.read_only},
                          {"open_count", info ? info->open_count : 0},
                          {"attached_at", entry_.attached_at}};
+  if (auto wait = session_ ? session_->space_wait() : std::nullopt)
+    json["waiting_for_space"] = {{"destination", wait->destination},
+                                 {"since", format_rfc3339(wait->since)},
+                                 {"writes", wait->writes},
+                                 {"metadata", wait->metadata}};
   json["destinations"] = nlohmann::json::array();
   if (!image_) co_return json;
   auto devs = dests();

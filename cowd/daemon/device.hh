@@ -34,6 +34,7 @@
 #include "cowd/daemon/run_dir.hh"
 #include "cowd/daemon/session.hh"
 #include "cowd/daemon/signal_event.hh"
+#include "cowd/daemon/space.hh"
 
 namespace cowd {
 
@@ -46,11 +47,12 @@ struct DeviceEnvironment {
   SessionSettings session;
   std::string host_id;
   std::string boot_id;
+  std::function<void()> no_space;  // a store is full; any thread
 };
 
 class Device : public SessionObserver, public std::enable_shared_from_this<Device> {
  public:
-  // The protocol's words.
+  // The protocol's words; it also says waiting-for-space of an active one.
   enum class State { active, paused, replaying, recovering, detaching, failed };
 
   // on_gone: called on the strand when somebody else removed the dm device and all
@@ -94,7 +96,13 @@ class Device : public SessionObserver, public std::enable_shared_from_this<Devic
   Task<nlohmann::json> stats();
   Task<std::vector<MapEntry>> map(std::optional<uint64_t> offset, std::optional<uint64_t> length);
 
+  // Where the room for its store comes from; nowhere, if that cannot run out.
+  Task<SpaceUser> space_user();
+  // Something was done about what is full.
+  Task<> space_added();
+
   void replayed() override;
+  void no_space() override;
   void event(const std::string& type, const std::string& sentence, const std::string& id) override;
 
  private:
@@ -123,6 +131,7 @@ class Device : public SessionObserver, public std::enable_shared_from_this<Devic
   Task<> leave_here(Leaving how);
   Task<> wait_for_end();
   Task<> wait_for_users();
+  const char* state_word() const;
   void become(State state) { state_.store(state); }
   void failed(const std::string& type, const std::string& sentence);
 
@@ -138,6 +147,7 @@ class Device : public SessionObserver, public std::enable_shared_from_this<Devic
   const FormatDescriptor* format_ = nullptr;
   Backing top_;
   std::optional<Backing> base_;
+  std::vector<StoreSpace> spaces_;  // beneath the top, as it was when that was opened
   std::unique_ptr<Image> image_;
   std::shared_ptr<Session> session_;
 

@@ -280,6 +280,21 @@ Task<nlohmann::json> DeviceManager::stats(std::optional<std::string> wanted) {
   co_return nlohmann::json{{"devices", std::move(devices)}};
 }
 
+Task<std::vector<SpaceUser>> DeviceManager::space_users() {
+  std::vector<SpaceUser> users;
+  for (const DevicePtr& device : co_await on(strand_, all())) {
+    SpaceUser user = co_await on(device->strand(), device->space_user());
+    if (!user.spaces.empty()) users.push_back(std::move(user));
+  }
+  co_return users;
+}
+
+Task<> DeviceManager::space_added(std::vector<std::string> names) {
+  const std::set<std::string> wanted(names.begin(), names.end());
+  for (const DevicePtr& device : co_await on(strand_, all()))
+    if (wanted.contains(device->name())) co_await on(device->strand(), device->space_added());
+}
+
 // --- start and end ----------------------------------------------------------
 
 Task<> DeviceManager::reattach_all() { return on(strand_, reattach_here()); }

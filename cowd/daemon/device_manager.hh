@@ -70,6 +70,11 @@ class DeviceManager {
   // The disk of a saved domain has run again (false), or is to be kept (true).
   Task<> mark_saved(std::string name, bool saved);
 
+  // The devices whose store can run out of room before it is as large as it may be.
+  Task<std::vector<SpaceUser>> space_users();
+  // Something was done about what these wait for.
+  Task<> space_added(std::vector<std::string> names);
+
   // At start: serves what an earlier cowd left. Returns after the first try for
   // every device.
   Task<> reattach_all();

@@ -81,6 +81,8 @@ Task<> Device::open_backings(bool reattach) {
   top_ = co_await blocking(open_backing, environment_.io, spec_.top, use);
   if (spec_.base)
     base_ = co_await blocking(open_backing, environment_.io, *spec_.base, BackingUse::base);
+  spaces_.clear();
+  if (!entry_.read_only) spaces_ = co_await blocking(spaces_beneath, spec_.top);
 }
 
 void Device::close_backings() {

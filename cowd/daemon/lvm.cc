@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -77,7 +78,7 @@ std::string host_filter() {
 }
 
 std::vector<std::string> with_config(std::vector<std::string> argv, const std::string& more = {}) {
-  argv.insert(argv.begin() + 1, {"--config", config_text(own_devices(), host_filter()) + more});
+  argv.insert(argv.begin() + 1, {"--config", config() + more});
   return argv;
 }
 
@@ -128,6 +129,24 @@ std::string run(const std::string& purpose, std::vector<std::string> argv) {
   throw Error(code, text(purpose, " failed: ", command, " said: ", why, advice));
 }
 
+std::string config() { return config_text(own_devices(), host_filter()); }
+
+std::vector<Pool> pools(const std::vector<std::string>& uuids) {
+  std::string selection;
+  for (const std::string& uuid : uuids)
+    selection += (selection.empty() ? "lv_uuid=" : "||lv_uuid=") + uuid;
+  if (selection.empty()) return {};
+  const ChildResult result =
+      run_child(with_config({"lvs", "--all", "--reportformat", "json", "--units", "b", "--nosuffix",
+                             "-o", "lv_uuid,lv_name,vg_name,lv_size,data_percent,metadata_percent",
+                             "--select", selection}),
+                {kLimit, {}, {}});
+  if (result.signal || result.out.empty())
+    throw Error(EIO, text("How full the thin pools are cannot be found out: lvs said: ",
+                          last_words(result.err)));
+  return parse_pools(result.out);
+}
+
 std::vector<Volume> volumes(const std::string& selection, std::string* complaints) {
   const std::vector<std::string> argv = {
       "lvs",
@@ -150,31 +169,57 @@ std::vector<Volume> volumes(const std::string& selection, std::string* complaint
   return parse_report(result.out);
 }
 
-std::vector<Volume> parse_report(std::string_view report) {
-  std::vector<Volume> list;
+namespace {
+
+// Calls `read` with a function that gives the fields of each volume in a report.
+void each_lv(std::string_view report,
+             const std::function<void(const std::function<std::string(const char*)>&)>& read) {
   try {
     const auto json = nlohmann::json::parse(report);
     for (const auto& part : json.at("report")) {
       if (!part.contains("lv")) continue;
-      for (const auto& lv : part.at("lv")) {
-        const auto field = [&](const char* name) { return lv.at(name).get<std::string>(); };
-        Volume volume;
-        volume.uuid = field("lv_uuid");
-        volume.name = field("lv_name");
-        volume.group = field("vg_name");
-        volume.path = field("lv_path");
-        volume.bytes = number(field("lv_size"));
-        volume.tags = split(field("lv_tags"));
-        volume.active = !field("lv_active").empty();
-        volume.open = field("lv_device_open") == "open";
-        volume.created = static_cast<int64_t>(number(field("lv_time")));
-        list.push_back(std::move(volume));
-      }
+      for (const auto& lv : part.at("lv"))
+        read([&lv](const char* name) { return lv.at(name).get<std::string>(); });
     }
   } catch (const nlohmann::json::exception& error) {
     throw Error(EPROTO, text("lvs printed something else than the JSON it was asked for (",
                              error.what(), "); which lvm2 is it?"));
   }
+}
+
+}  // namespace
+
+std::vector<Volume> parse_report(std::string_view report) {
+  std::vector<Volume> list;
+  each_lv(report, [&list](const auto& field) {
+    Volume volume;
+    volume.uuid = field("lv_uuid");
+    volume.name = field("lv_name");
+    volume.group = field("vg_name");
+    volume.path = field("lv_path");
+    volume.bytes = number(field("lv_size"));
+    volume.tags = split(field("lv_tags"));
+    volume.active = !field("lv_active").empty();
+    volume.open = field("lv_device_open") == "open";
+    volume.created = static_cast<int64_t>(number(field("lv_time")));
+    list.push_back(std::move(volume));
+  });
+  return list;
+}
+
+std::vector<Pool> parse_pools(std::string_view report) {
+  std::vector<Pool> list;
+  each_lv(report, [&list](const auto& field) {
+    const std::string data = field("data_percent"), metadata = field("metadata_percent");
+    if (data.empty()) return;  // not active
+    Pool pool;
+    pool.uuid = field("lv_uuid");
+    pool.name = field("vg_name") + "/" + field("lv_name");
+    pool.bytes = number(field("lv_size"));
+    pool.data_percent = std::strtod(data.c_str(), nullptr);
+    pool.metadata_percent = std::strtod(metadata.c_str(), nullptr);
+    list.push_back(std::move(pool));
+  });
   return list;
 }
 

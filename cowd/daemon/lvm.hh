@@ -37,6 +37,24 @@ std::vector<Volume> volumes(const std::string& selection, std::string* complaint
 // What a lvs --reportformat json printed. EPROTO for anything else.
 std::vector<Volume> parse_report(std::string_view json);
 
+struct Pool {
+  std::string uuid;
+  std::string name;  // GROUP/NAME
+  uint64_t bytes = 0;
+  double data_percent = 0;
+  double metadata_percent = 0;
+};
+
+// The thin pools with these uuids, those that are there and active. Throws Error, as all above.
+std::vector<Pool> pools(const std::vector<std::string>& uuids);
+
+// What such a lvs printed. EPROTO for anything else.
+std::vector<Pool> parse_pools(std::string_view json);
+
+// What keeps an lvm2 command off our devices, and from writing where cowd may not: its value
+// for --config, as all above have it. May block as they do.
+std::string config();
+
 // The value for --config: the host's own global_filter behind the rejection of these
 // device-mapper names and numbers ("dm-3").
 struct OwnDevice {

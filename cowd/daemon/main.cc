@@ -17,6 +17,7 @@
 #include "cowd/daemon/log.hh"
 #include "cowd/daemon/process.hh"
 #include "cowd/daemon/run_dir.hh"
+#include "cowd/daemon/space_hook.hh"
 #include "cowd/daemon/text.hh"
 
 namespace {
@@ -121,7 +122,8 @@ int main(int argc, char** argv) {
   }
   try {
     if (line.check_config) {
-      make_config(line);
+      const cowd::Config config = make_config(line);
+      if (!config.space.hook.empty()) cowd::check_space_hook(config.space.hook);
       std::cout << "The configuration is right.\n";
       return 0;
     }

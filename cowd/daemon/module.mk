@@ -20,18 +20,19 @@ cowd_USES := libdmu
 cowd_LDLIBS := $(DAEMON_LDLIBS)
 cowd_DIR := sbin
 build/bin/cowd: $(DAEMON_LIB) $(CORE_LIB)
-INSTALL_DOCS += docs/configuration.md docs/control-protocol.md
+INSTALL_DOCS += docs/configuration.md docs/control-protocol.md docs/space.md
 MAN_PAGES += docs/man/cowd.8 docs/man/cowd.toml.5
 
 # --- tests of it ---
 
-daemon-tests := daemon_logic_test daemon_session_test daemon_control_test daemon_transient_test
+daemon-tests := daemon_logic_test daemon_session_test daemon_control_test daemon_transient_test daemon_space_test
 
 UNIT_TESTS += $(daemon-tests)
 daemon_logic_test_SRCS := tests/unit/daemon_logic_test.cc
 daemon_session_test_SRCS := tests/unit/daemon_session_test.cc
 daemon_control_test_SRCS := tests/unit/daemon_control_test.cc
 daemon_transient_test_SRCS := tests/unit/daemon_transient_test.cc
+daemon_space_test_SRCS := tests/unit/daemon_space_test.cc
 
 $(foreach t,$(daemon-tests),$(eval $(t)_LDLIBS := $(DAEMON_LDLIBS)))
 $(foreach t,$(daemon-tests),$(eval $(t)_USES := libdmu))

@@ -14,6 +14,10 @@
 //  ending     After stop() or when the device is gone. Requests under way run to
 //             their end, as they hold the image; then run() returns.
 //
+// Where there is no room (settings.no_space = wait): an ERROR is held until RETRY, a commit
+// that fails with ENOSPC is made again, and the FLUSHes and DONEs it was for wait; all of
+// that every no_space_retry, and at once after space_added(). Only commit_all() does not wait.
+//
 // Memory: max_requests coroutines, kMaxBacklog messages (96 bytes each), and what
 // the answers of those requests carry until the next write().
 #pragma once
@@ -26,6 +30,7 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -58,6 +63,16 @@ class SessionObserver {
   // the failure, as in the log.
   virtual void event(const std::string& type, const std::string& sentence,
                      const std::string& id) = 0;
+  // A destination is full, again or still: somebody may want to do something about it.
+  virtual void no_space() = 0;
+};
+
+// Writes, or the metadata of earlier ones, wait for room.
+struct SpaceWait {
+  std::chrono::system_clock::time_point since;  // or since this session began, if later
+  std::string destination;                      // what is full, as in the specification
+  size_t writes = 0;                            // held by the kernel at this moment
+  bool metadata = false;                        // a commit waits, with what was flushed
 };
 
 // All functions on the strand that is the executor.
@@ -84,6 +99,10 @@ class Session : public std::enable_shared_from_this<Session> {
   // Drops the kernel's extents in `range`; returns when no I/O uses them any more.
   Task<> invalidate(Range range);
 
+  // Something was done about what is full: what waits is tried again now.
+  void space_added();
+  std::optional<SpaceWait> space_wait() const;
+
   nlohmann::json stats() const;
 
  private:
@@ -105,6 +124,7 @@ class Session : public std::enable_shared_from_this<Session> {
   CommitGroup::Waiter answer_when_durable(uint64_t id);
   void start_commit();
   Task<> commit(CommitGroup::Round round);
+  bool commit_waits_for_space(const Error& error);
   void commit_failed(const Error& error);
   void arm_commit_timer(std::chrono::milliseconds delay);
 
@@ -115,8 +135,12 @@ class Session : public std::enable_shared_from_this<Session> {
   void refused(Outbox::Refused refused);
   void send_again_later(OutMessage message);
   void no_space(const dmu_msg& msg);
+  bool may_wait_for_space();
+  void wait_for_space(const std::string& what, const std::string& destination);
   void retry_no_space();
-  void arm_no_space_timer();
+  void no_space_due();
+  void space_found();
+  void arm_no_space_timer(std::chrono::steady_clock::time_point when);
   void channel_broken(std::exception_ptr error);
   void report(const std::string& type, const std::string& sentence, RateLimit& limit);
 
@@ -149,9 +173,12 @@ class Session : public std::enable_shared_from_this<Session> {
   boost::asio::steady_timer again_timer_;
 
   std::set<uint64_t> no_space_;  // ids of ERROR that wait for room
+  bool commit_short_ = false;    // the last commit found no room
+  bool commit_held_ = false;     // and the next one is not due yet
   boost::asio::steady_timer no_space_timer_;
-  std::chrono::steady_clock::time_point no_space_since_{};
-  bool no_space_armed_ = false;
+  std::optional<SpaceWait> space_wait_;  // `writes` and `metadata` are not kept here
+  bool gave_up_waiting_ = false;         // no_space_timeout is over
+  std::chrono::steady_clock::time_point no_space_since_, no_space_tried_;
 
   uint64_t next_invalidate_ = 1;
   std::map<uint64_t, int> invalidations_;  // id to: -1 waiting, 0 done, or an errno
@@ -159,7 +186,7 @@ class Session : public std::enable_shared_from_this<Session> {
   RateLimit image_errors_{5, std::chrono::seconds(10)};
   RateLimit kernel_errors_{5, std::chrono::seconds(10)};
   RateLimit commit_errors_{3, std::chrono::seconds(30)};
-  RateLimit space_errors_{1, std::chrono::seconds(30)};
+  RateLimit space_errors_{4, std::chrono::seconds(30)};
 
   struct Counters {
     uint64_t messages = 0, faults = 0, leaf_faults = 0, promotions = 0, flushes = 0, dones = 0,

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // What a session sends, what the kernel refuses, and writes that found no room.
+#include <algorithm>
 #include <boost/asio/post.hpp>
 
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/error.hh"
+#include "cowd/core/units.hh"
 #include "cowd/daemon/error_id.hh"
 #include "cowd/daemon/log.hh"
 #include "cowd/daemon/session.hh"
@@ -16,7 +18,11 @@ namespace asio = boost::asio;
 
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 constexpr std::chrono::milliseconds kMemoryRetry{20};
+// A write that is tried again and finds no room has said so by then.
+constexpr std::chrono::milliseconds kSettled{1000};
 
 bool is_push(const dmu_msg& msg) {
   return msg.id == 0 && (msg.type == DMU_MSG_MAP || msg.type == DMU_MSG_BITMAP);
@@ -93,45 +99,96 @@ void Session::send_again_later(OutMessage message) {
 
 // ERROR(id): a write found its destination full and is held by the kernel.
 void Session::no_space(const dmu_msg& msg) {
-  auto now = std::chrono::steady_clock::now();
-  if (no_space_since_ == std::chrono::steady_clock::time_point{}) no_space_since_ = now;
-  bool expired =
-      settings_.no_space_timeout.count() && now - no_space_since_ >= settings_.no_space_timeout;
-  bool wait =
-      msg.error == ENOSPC && settings_.no_space == SessionSettings::NoSpace::wait && !expired;
-  std::string destination = text("destination ", msg.write_dest);
+  std::string destination = "its store";
   auto destinations = image_.destinations();
   if (msg.write_dest < destinations.size() && destinations[msg.write_dest].disk)
     destination = destinations[msg.write_dest].disk->name();
-  report(msg.error == ENOSPC ? "no-space" : "kernel-error",
-         text("A write to sectors ", msg.sector, " to ", msg.sector + msg.len - 1, " of ", device_,
-              " failed on ", destination, " (", errno_text(msg.error), "). ",
-              wait ? "It waits until there is room there: enlarge what lies under it."
-                   : "It fails with an error for whoever wrote."),
-         space_errors_);
-  if (!wait) return send(dmu_msg_fail(msg.id, msg.error));
+  std::string what =
+      text("A write to sectors ", msg.sector, " to ", msg.sector + msg.len - 1, " of ", device_);
+  if (msg.error != ENOSPC || !may_wait_for_space()) {
+    report(msg.error == ENOSPC ? "no-space" : "kernel-error",
+           text(what, " failed on ", destination, " (", errno_text(msg.error),
+                "). It fails with an error for whoever wrote."),
+           msg.error == ENOSPC ? space_errors_ : kernel_errors_);
+    gave_up_waiting_ = space_wait_.has_value();
+    if (msg.error == ENOSPC) observer_.no_space();
+    return send(dmu_msg_fail(msg.id, msg.error));
+  }
+  bool first = no_space_.empty();
   no_space_.insert(msg.id);
-  arm_no_space_timer();
+  if (first) wait_for_space(what, destination);
 }
 
-void Session::arm_no_space_timer() {
-  if (std::exchange(no_space_armed_, true)) return;
-  no_space_timer_.expires_after(settings_.no_space_retry);
+bool Session::may_wait_for_space() {
+  if (settings_.no_space != SessionSettings::NoSpace::wait) return false;
+  return !settings_.no_space_timeout.count() || !space_wait_ ||
+         Clock::now() - no_space_since_ < settings_.no_space_timeout;
+}
+
+void Session::wait_for_space(const std::string& what, const std::string& destination) {
+  if (!space_wait_) {
+    space_wait_.emplace();
+    space_wait_->since = std::chrono::system_clock::now();
+    space_wait_->destination = destination;
+    no_space_since_ = no_space_tried_ = Clock::now();
+    report("no-space",
+           text(what, " found no room on ", destination,
+                ". It waits until there is some: make larger what lies under it, or free room "
+                "there."),
+           space_errors_);
+  }
+  arm_no_space_timer(no_space_tried_ + settings_.no_space_retry);
+  observer_.no_space();
+}
+
+void Session::arm_no_space_timer(Clock::time_point when) {
+  no_space_timer_.expires_at(when);
   no_space_timer_.async_wait([self = shared_from_this()](boost::system::error_code cancelled) {
-    self->no_space_armed_ = false;
-    if (!cancelled && self->state_ != State::ending) self->retry_no_space();
+    if (!cancelled && self->state_ != State::ending) self->no_space_due();
   });
 }
 
-// Those that find no room again come back as another ERROR; if none does until the
-// next look, the trouble is over.
+void Session::no_space_due() {
+  if (no_space_.empty() && !commit_short_)
+    space_found();
+  else
+    retry_no_space();
+}
+
+// Those that find no room again come back, as another ERROR or a failed commit. If none has
+// after a while, the trouble is over.
 void Session::retry_no_space() {
-  if (no_space_.empty()) {
-    no_space_since_ = {};
-    return;
-  }
+  no_space_tried_ = Clock::now();
   for (uint64_t id : std::exchange(no_space_, {})) send(dmu_msg_retry(id));
-  arm_no_space_timer();
+  arm_no_space_timer(no_space_tried_ + std::min(settings_.no_space_retry, kSettled));
+  commit_held_ = false;
+  commit_due_ = commit_due_ || commit_short_;
+  start_commit();
+}
+
+void Session::space_found() {
+  auto waited =
+      std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - no_space_since_);
+  bool failed = std::exchange(gave_up_waiting_, false);
+  std::string sentence =
+      text(device_, failed ? " waits no longer" : " goes on", " after it has waited for room on ",
+           space_wait_->destination, " for ", format_duration(waited),
+           failed ? ": what finds none has failed." : ".");
+  space_wait_.reset();
+  log(Level::info, sentence, {device_, {}});
+  observer_.event("no-space-over", sentence, {});
+}
+
+void Session::space_added() {
+  if (space_wait_ && state_ != State::ending) retry_no_space();
+}
+
+std::optional<SpaceWait> Session::space_wait() const {
+  if (!space_wait_) return std::nullopt;
+  SpaceWait wait = *space_wait_;
+  wait.writes = no_space_.size();
+  wait.metadata = commit_short_;
+  return wait;
 }
 
 void Session::channel_broken(std::exception_ptr error) {

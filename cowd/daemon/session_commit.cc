@@ -2,6 +2,7 @@
 // Commits of a session: group commit on FLUSH and DONE, and one by timer.
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
+#include <cerrno>
 
 #include "cowd/core/error.hh"
 #include "cowd/daemon/session.hh"
@@ -29,7 +30,7 @@ CommitGroup::Waiter Session::answer_when_durable(uint64_t id) {
 }
 
 void Session::start_commit() {
-  if (state_ != State::active || broken_) return;
+  if (state_ != State::active || broken_ || commit_held_) return;
   auto round = commits_.begin(commit_due_);
   if (!round) return;
   commit_due_ = false;
@@ -49,19 +50,42 @@ Task<> Session::commit(CommitGroup::Round round) {
   } catch (const std::exception& error) {
     failure = Error(EIO, text("The format of ", device_, " failed: ", error.what()));
   }
-  if (failure) {
+  bool wait = failure && commit_waits_for_space(*failure);
+  commit_short_ = wait;
+  if (failure && !wait) {
     commit_failed(*failure);
-  } else {
+  } else if (!failure) {
     ++count_.commits;
     commit_failures_ = 0;
     if (round.tell) send(dmu_msg_committed(round.seq));
   }
-  commits_.finish(failure ? &*failure : nullptr);
+  if (wait)
+    commits_.finish_later(*failure);
+  else
+    commits_.finish(failure ? &*failure : nullptr);
   --running_commits_;
   start_commit();
   if (commits_.dirty() && !commit_timer_armed_)
     arm_commit_timer(back_off(commit_failures_, settings_.commit_interval));
   changed_.notify();
+}
+
+// True if it is made again when there may be room; until then no other is begun.
+bool Session::commit_waits_for_space(const Error& error) {
+  if (error.code() != ENOSPC) return false;
+  if (!may_wait_for_space()) {
+    gave_up_waiting_ = space_wait_.has_value();
+    observer_.no_space();
+    return false;
+  }
+  ++count_.commit_failures;
+  commit_held_ = true;
+  if (state_ == State::ending) return true;  // for the next session, then
+  std::string destination = "its store";
+  for (const Destination& each : image_.destinations())
+    if (each.writable && each.disk) destination = each.disk->name();
+  wait_for_space(text("The metadata of ", device_), destination);
+  return true;
 }
 
 void Session::commit_failed(const Error& error) {
@@ -93,6 +117,7 @@ Task<> Session::commit_all() {
   commits_.all([outcome](const Error* error) {
     outcome->emplace(error ? std::optional<Error>(*error) : std::nullopt);
   });
+  commit_held_ = false;
   start_commit();
   while (!*outcome) {
     if (state_ == State::ending && !running_commits_)

@@ -273,6 +273,22 @@ TEST_F(Cowctl, ListsDevices) {
   EXPECT_EQ(json::parse(run("list --json").out)["devices"][0]["name"], "d1");
 }
 
+TEST_F(Cowctl, ListSaysWhoWaitsForRoomAndWhere) {
+  FakeCowd cowd(socket_);
+  json device = json::parse(kDevice);
+  device["state"] = "waiting-for-space";
+  device["waiting_for_space"] = {
+      {"destination", "/srv/x"}, {"since", "2026-11-22T00:00:00Z"}, {"writes", 3}};
+  cowd.answers["list"] = ok(json{{"devices", {device}}}.dump());
+  cowd.answers["info"] = ok(device.dump());
+  const std::string listed = run("list").out;
+  EXPECT_NE(listed.find("  waiting-for-space  "), std::string::npos);
+  EXPECT_TRUE(listed.ends_with("\nd1: writes wait for room on /srv/x since 2026-11-22T00:00:00Z\n"));
+  EXPECT_EQ(json::parse(run("list --json").out)["devices"][0]["waiting_for_space"]["writes"], 3);
+  EXPECT_NE(run("info d1").out.find("waiting for space:\n    destination: /srv/x\n"),
+            std::string::npos);
+}
+
 TEST_F(Cowctl, AttachSendsWhatWasAsked) {
   FakeCowd cowd(socket_);
   cowd.answers["attach"] = ok(kDevice);

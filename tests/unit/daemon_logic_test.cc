@@ -123,6 +123,8 @@ TEST(Config, RefusesByNameAndLine) {
            Case{"[paths]\nsocket = \"here\"\n", "paths.socket has to be an absolute path"},
            Case{"[log]\ntargets = [\"file\"]\n", "log.file has to name one"},
            Case{"[log]\ntargets = []\n", "log.targets has to hold at least one"},
+           Case{"[space]\nlow = 99\n", "space.low has to be a whole number from 10 to 95"},
+           Case{"[space]\nhook = \"extend\"\n", "space.hook has to be an absolute path"},
            Case{"[log\n", "cowd.toml"},
            Case{"paths = 4\n", "paths has to be a table"},
        })
@@ -384,6 +386,27 @@ TEST(CommitGroup, AFailureFailsThoseOfThatCommitOnly) {
   group.finish(nullptr);
   EXPECT_EQ(outcomes.list.back(), "b durable");
   EXPECT_FALSE(group.begin(true));
+}
+
+TEST(CommitGroup, WithoutRoomFlushesWaitForTheNextAndOthersAreTold) {
+  CommitGroup group;
+  Outcomes outcomes;
+  group.promoted(2);
+  group.flush(1, outcomes.as("a"));
+  group.all(outcomes.as("all"));
+  ASSERT_TRUE(group.begin(false));
+  group.done(2, outcomes.as("b"));
+  group.all(outcomes.as("late all"));
+  group.finish_later(Error(ENOSPC, "There is no room."));
+  EXPECT_EQ(outcomes.list, (std::vector<std::string>{"all failed", "late all failed"}));
+  EXPECT_TRUE(group.dirty());
+  auto round = group.begin(false);
+  ASSERT_TRUE(round);
+  EXPECT_EQ(round->seq, 2U);
+  EXPECT_FALSE(round->data_flushed) << "b was not flushed";
+  group.finish(nullptr);
+  EXPECT_EQ(outcomes.list,
+            (std::vector<std::string>{"all failed", "late all failed", "a durable", "b durable"}));
 }
 
 TEST(CommitGroup, VolatilePromotionsAskForNothing) {

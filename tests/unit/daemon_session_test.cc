@@ -93,6 +93,7 @@ class FakeImage : public Image {
     commits.push_back({seq, data_flushed});
     while (held) co_await gate.wait();
     if (broken) throw Error(EIO, "The disk is broken.");
+    if (full) throw Error(ENOSPC, "The disk is full.");
   }
   Task<std::vector<Answer>> discard(Range) override { co_return std::vector<Answer>{}; }
   Task<std::vector<Answer>> zero(Range range) override {
@@ -115,7 +116,7 @@ class FakeImage : public Image {
   }
 
   SignalEvent gate;
-  bool held = false, broken = false, has_initial = false;
+  bool held = false, broken = false, full = false, has_initial = false;
   uint64_t slow_sector = ~0ULL, bad_sector = ~0ULL;
   std::vector<Promotion> told;
   std::vector<std::pair<uint64_t, bool>> commits;
@@ -129,10 +130,12 @@ class SessionTest : public testing::Test, public SessionObserver {
   }
   void replayed() override { ++replays; }
   void event(const std::string& type, const std::string& sentence, const std::string& id) override {
-    EXPECT_EQ(id.size(), 10U);
+    EXPECT_EQ(id.size(), type == "no-space-over" ? 0U : 10U);
     EXPECT_FALSE(sentence.empty());
     events.push_back(type);
+    sentences.push_back(sentence);
   }
+  void no_space() override { ++looks; }
 
   void start(bool replay_done = true) {
     session = std::make_shared<Session>(io.get_executor(), std::make_unique<FakeChannel>(wire),
@@ -196,6 +199,8 @@ class SessionTest : public testing::Test, public SessionObserver {
   std::optional<Session::End> end;
   int replays = 0;
   std::vector<std::string> events;
+  std::vector<std::string> sentences;
+  int looks = 0;
 };
 
 using Ids = std::vector<uint64_t>;
@@ -377,27 +382,139 @@ TEST_F(SessionTest, ADiscardWithoutAnAnswerIsAcknowledged) {
   EXPECT_EQ(ids(DMU_MSG_MAP), Ids{2});
 }
 
-TEST_F(SessionTest, AWriteWithoutRoomIsTriedAgain) {
-  start();
-  dmu_msg error = dmu_msg_make(DMU_MSG_ERROR, 1);
+dmu_msg no_room(uint64_t id) {
+  dmu_msg error = dmu_msg_make(DMU_MSG_ERROR, id);
   error.len = 8;
   error.error = ENOSPC;
-  wire.say(error);
+  return error;
+}
+
+TEST_F(SessionTest, AWriteWithoutRoomIsTriedAgainUntilThereIs) {
+  settings.no_space_retry = 500ms;
+  start();
+  EXPECT_FALSE(session->space_wait());
+  wire.say(no_room(1));
+  settle();
+  ASSERT_TRUE(session->space_wait());
+  EXPECT_EQ(session->space_wait()->writes, 1U);
+  EXPECT_FALSE(session->space_wait()->destination.empty());
+  EXPECT_LE(session->space_wait()->since, std::chrono::system_clock::now());
   until([&] { return !sent(DMU_MSG_RETRY).empty(); });
-  EXPECT_EQ(ids(DMU_MSG_RETRY), Ids{1});
+  wire.say(no_room(1));
+  until([&] { return sent(DMU_MSG_RETRY).size() == 2; });
+  EXPECT_TRUE(session->space_wait());
+  EXPECT_EQ(ids(DMU_MSG_RETRY), (Ids{1, 1}));
   EXPECT_EQ(events, std::vector<std::string>{"no-space"});
+  EXPECT_EQ(looks, 2);
+  until([&] { return events.size() == 2; });
+  EXPECT_EQ(events.back(), "no-space-over");
+  EXPECT_NE(sentences.back().find("goes on"), std::string::npos);
+  EXPECT_FALSE(session->space_wait());
+}
+
+TEST_F(SessionTest, RoomThatWasAddedIsTriedAtOnce) {
+  settings.no_space_retry = 1h;
+  start();
+  wire.say(no_room(1));
+  settle();
+  EXPECT_TRUE(sent(DMU_MSG_RETRY).empty());
+  session->space_added();
+  settle();
+  EXPECT_EQ(ids(DMU_MSG_RETRY), Ids{1});
+  session->space_added();
+  settle();
+  EXPECT_EQ(ids(DMU_MSG_RETRY), Ids{1}) << "it has its answer";
 }
 
 TEST_F(SessionTest, OrFailsWhereThePolicySaysSo) {
   settings.no_space = SessionSettings::NoSpace::fail;
   start();
-  dmu_msg error = dmu_msg_make(DMU_MSG_ERROR, 1);
-  error.len = 8;
-  error.error = ENOSPC;
-  wire.say(error);
+  wire.say(no_room(1));
   settle();
   ASSERT_EQ(ids(DMU_MSG_FAIL), Ids{1});
   EXPECT_EQ(sent(DMU_MSG_FAIL)[0].error, ENOSPC);
+  EXPECT_EQ(looks, 1);
+  EXPECT_FALSE(session->space_wait());
+}
+
+TEST_F(SessionTest, OrWhenItHasWaitedLongEnough) {
+  settings.no_space_timeout = 1ms;
+  start();
+  wire.say(no_room(1));
+  until([&] { return !sent(DMU_MSG_RETRY).empty(); });
+  wire.say(no_room(1));
+  until([&] { return !sent(DMU_MSG_FAIL).empty(); });
+  until([&] { return events.back() == "no-space-over"; });
+  EXPECT_NE(sentences.back().find("waits no longer"), std::string::npos);
+}
+
+TEST_F(SessionTest, AFlushWhoseMetadataFindsNoRoomWaitsToo) {
+  image.full = true;
+  start();
+  wire.say(with_seq(DMU_MSG_PROMOTED, 0, 3));
+  wire.say(with_seq(DMU_MSG_FLUSH, 1, 3));
+  until([&] { return image.commits.size() > 2; });
+  EXPECT_TRUE(sent(DMU_MSG_FAIL).empty());
+  EXPECT_TRUE(sent(DMU_MSG_ACK).empty());
+  ASSERT_TRUE(session->space_wait());
+  EXPECT_TRUE(session->space_wait()->metadata);
+  EXPECT_EQ(events, std::vector<std::string>{"no-space"});
+  EXPECT_GE(looks, 2);
+  image.full = false;
+  until([&] { return !sent(DMU_MSG_ACK).empty(); });
+  EXPECT_EQ(ids(DMU_MSG_ACK), Ids{1});
+  until([&] { return events.back() == "no-space-over"; });
+}
+
+TEST_F(SessionTest, ACommitThatIsAskedForDoesNotWaitForRoom) {
+  settings.no_space_retry = 1h;
+  image.full = true;
+  start();
+  wire.say(with_seq(DMU_MSG_PROMOTED, 0, 3));
+  wire.say(with_seq(DMU_MSG_FLUSH, 1, 3));
+  settle();
+  std::optional<bool> well;
+  spawn(session->commit_all(), well);
+  settle();
+  ASSERT_TRUE(well);
+  EXPECT_FALSE(*well);
+  EXPECT_TRUE(sent(DMU_MSG_FAIL).empty());
+  image.full = false;
+  well.reset();
+  spawn(session->commit_all(), well);
+  settle();
+  ASSERT_TRUE(well);
+  EXPECT_TRUE(*well);
+  EXPECT_EQ(ids(DMU_MSG_ACK), Ids{1}) << "the flush has its commit as well";
+}
+
+TEST_F(SessionTest, StopLeavesWhatWaitsForRoomToTheNextOne) {
+  settings.no_space_retry = 1h;
+  image.full = true;
+  start();
+  wire.say(no_room(1));
+  wire.say(with_seq(DMU_MSG_PROMOTED, 0, 3));
+  wire.say(with_seq(DMU_MSG_FLUSH, 2, 3));
+  settle();
+  std::optional<bool> well;
+  spawn(session->stop(), well);
+  until([&] { return end.has_value() && well.has_value(); });
+  EXPECT_EQ(well, true);
+  EXPECT_TRUE(sent(DMU_MSG_FAIL).empty());
+  EXPECT_TRUE(sent(DMU_MSG_ACK).empty());
+  EXPECT_TRUE(sent(DMU_MSG_RETRY).empty());
+}
+
+TEST_F(SessionTest, WithoutWaitingAFlushWhoseMetadataFindsNoRoomFails) {
+  settings.no_space = SessionSettings::NoSpace::fail;
+  image.full = true;
+  start();
+  wire.say(with_seq(DMU_MSG_PROMOTED, 0, 3));
+  wire.say(with_seq(DMU_MSG_FLUSH, 1, 3));
+  settle();
+  ASSERT_EQ(ids(DMU_MSG_FAIL), Ids{1});
+  EXPECT_EQ(sent(DMU_MSG_FAIL)[0].error, ENOSPC);
+  EXPECT_EQ(looks, 1);
 }
 
 TEST_F(SessionTest, InvalidateWaitsForTheDrain) {
