@@ -21,3 +21,4 @@ build/tests/kernel/transient-tool: $(CORE_LIB)
 transient-stores.sh_TIMEOUT := 900
 backing-nbd.sh_TIMEOUT := 600
 fs-workload.sh_TIMEOUT := 480
+no-space.sh_TIMEOUT := 900
