@@ -195,6 +195,8 @@ Task<nlohmann::json> Vbds::add_here(std::string path, std::function<Task<>()> st
       node.domain = value(domain + "/name");
       node.vm_uuid = value(domain + "/vm");
       if (node.vm_uuid.starts_with("/vm/")) node.vm_uuid.erase(0, 4);
+      // pygrub reads in domain 0, of which XenStore has no VM.
+      if (domid_of(path) == 0) node.vm_uuid = kDomainZero;
       return node;
     };
     Node node = co_await xen_.call(read);
