@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // A disk as a power cut might have left it, from the log of its writes.
 //
-//   logreplay count LOG MARK              how many flushes follow the first write whose
-//                                         data begin with MARK
-//   logreplay replay LOG DISK MARK K SEED all writes up to the K-th of these flushes and,
+//   logreplay flushes LOG MARK WORDS      of the flushes after the first write whose data
+//                                         begin with MARK the numbers of those that a write
+//                                         which begins with WORDS follows before the next
+//   logreplay replay LOG DISK MARK K SEED all writes up to the K-th flush after MARK and,
 //                                         as a seed decides, about half of those between
 //                                         it and the next one
 //
@@ -109,21 +110,19 @@ bool begins_with(const std::vector<char>& data, const std::string& mark) {
   return data.size() >= mark.size() && memcmp(data.data(), mark.data(), mark.size()) == 0;
 }
 
-void count(const std::string& path, const std::string& mark) {
+void flushes(const std::string& path, const std::string& mark, const std::string& words) {
   Log log(path);
   Entry entry;
   std::vector<char> data;
-  uint64_t flushes = 0, writes = 0;
+  uint64_t number = 0, told = 0;
   bool marked = false;
   while (log.next(entry, data)) {
     marked = marked || begins_with(data, mark);
     if (!marked) continue;
-    if (entry.flags & kFlush) flushes++;
-    if (entry.sectors) writes++;
+    if (entry.flags & kFlush) number++;
+    if (number > told && begins_with(data, words)) printf("%lu\n", told = number);
   }
   if (!marked) fail("no write in " + path + " begins with \"" + mark + "\"");
-  fprintf(stderr, "%lu writes, %lu flushes\n", writes, flushes);
-  printf("%lu\n", flushes);
 }
 
 void replay(const std::string& path, const std::string& disk, const std::string& mark,
@@ -155,12 +154,12 @@ void replay(const std::string& path, const std::string& disk, const std::string&
 int main(int argc, char** argv) {
   const std::vector<std::string> words(argv + 1, argv + argc);
   try {
-    if (words.size() == 3 && words[0] == "count") {
-      count(words[1], words[2]);
+    if (words.size() == 4 && words[0] == "flushes") {
+      flushes(words[1], words[2], words[3]);
     } else if (words.size() == 6 && words[0] == "replay") {
       replay(words[1], words[2], words[3], std::stoull(words[4]), std::stoull(words[5]));
     } else {
-      fail("count LOG MARK, or replay LOG DISK MARK K SEED");
+      fail("flushes LOG MARK WORDS, or replay LOG DISK MARK K SEED");
     }
     return 0;
   } catch (const std::exception& error) {

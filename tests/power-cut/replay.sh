@@ -41,10 +41,15 @@ put_down() {
 
 echo "$MACHINE_ID" >/etc/machine-id
 need modprobe -a dm-userspace loop
-flushes=$(logreplay count "$log" "$MARK") || exit
-echo "# seed $SEED; $flushes flushes"
+# Just before a record is noted as safe is when to look whether it is.
+mapfile -t flushes < <(logreplay flushes "$log" "$MARK" "acked ")
+((${#flushes[@]} >= POINTS)) || {
+	not_ok "points to look at" "there are ${#flushes[@]} only"
+	exit 1
+}
+echo "# seed $SEED; ${#flushes[@]} notes"
 start_cowd
 for ((i = 1; i <= POINTS; i++)); do
-	at=$((flushes * i / (POINTS + 1)))
-	check "power cut after flush $at of $flushes" point "$at" || put_down
+	at=${flushes[$((${#flushes[@]} * i / POINTS - 1))]}
+	check "power cut after flush $at" point "$at" || put_down
 done

@@ -29,7 +29,8 @@ volumes base=64M cow=80M acked=4M
 # Nothing that a journal would have to mend.
 need mke2fs -q -F -t ext4 -E nodiscard /dev/vg/base
 need systemctl start cowd
-need cowctl create dscow:/dev/vg/cow:/dev/vg/base
+# So that nearly each record is in a granule that was not yet redirected.
+need cowctl create -o granule=4K dscow:/dev/vg/cow:/dev/vg/base
 note 0
 create_from p "$TOP/xl-config-examples/persistent.cfg" || exit
 in_guest p mount xvda || exit

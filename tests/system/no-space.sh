@@ -71,7 +71,8 @@ still_filling() { kill -0 "$fill"; }
 thin_store() {
 	lvm_on lvremove -qq -f -y "$VG/pool" >/dev/null 2>&1
 	need lvm_on lvcreate -qq -y -Zn --type thin-pool -L 32M --chunksize 64k --poolmetadatasize 4M \
-		--errorwhenfull y -n pool "$VG"
+		-n pool "$VG"
+	need lvm_on lvchange -qq --errorwhenfull y "$VG/pool"
 	need lvm_on lvcreate -qq -y -Wn -V 128M --thinpool "$VG/pool" -n cow
 	need ctl create --force "dscow:$(vol cow):$(vol base)"
 	need ctl attach --name disk "dscow:$(vol cow):$(vol base)"
