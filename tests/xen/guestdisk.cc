@@ -8,6 +8,7 @@
 //   guestdisk scattered TARGET SEED COUNT LENGTH   finds them, each at its place
 //   guestdisk append    FILE SEED COUNT            records of 4 KiB, each with an fsync,
 //                                                  after which `acked N` is printed
+//   guestdisk record    FILE SEED NUMBER           one of them, from 1 on, with an fsync
 //   guestdisk appended  FILE SEED COUNT            finds the first COUNT of them
 //   guestdisk refused   TARGET                     writing is refused
 //
@@ -166,6 +167,10 @@ int run(const std::vector<std::string>& words) {
     if (writes) target.sync();
   } else if (command == "append") {
     append(path, number(2), number(3));
+  } else if (command == "record") {
+    Target target(path, O_RDWR | O_CREAT);
+    target.write(number(2), (number(3) - 1) * kRecord, kRecord);
+    target.sync_all();
   } else if (command == "appended") {
     Target target(path, O_RDONLY);
     for (uint64_t i = 0; i < number(3); i++) target.verify(number(2), i * kRecord, kRecord);
