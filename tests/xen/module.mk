@@ -10,8 +10,7 @@ disks.sh_TIMEOUT := 600
 loop.sh_TIMEOUT := 1200
 XEN_TESTS += $(addprefix tests/xen/,$(xen-tests))
 # Nothing of ours: it tells whether the lab is sound.
-LONG_XEN_TESTS += tests/xen/phy.sh tests/xen/hvm.sh
-hvm.sh_TIMEOUT := 600
+LONG_XEN_TESTS += tests/xen/phy.sh
 
 # Static: a guest has no libraries.
 TEST_TOOLS += guestdisk guest-fsload
