@@ -308,6 +308,7 @@ check-long:
 	$(quiet)tests/setup --debug-kernel
 	$(quiet)$(MAKE) --no-print-directory check-debug-kernel
 	$(quiet)$(MAKE) --no-print-directory check-long-xen
+	$(quiet)$(MAKE) --no-print-directory check-xen-reboot
 	$(quiet)$(MAKE) --no-print-directory check-power-cut-without-flush
 
 list-tests:
