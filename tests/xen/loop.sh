@@ -1,9 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# loop.sh [ROUNDS [SEED]]: guests with transient disks of one golden image, two in a
-# round, and as many times is cowd killed at some moment of it; nothing may be left of
-# any, and what others have on the host stays as it was.
+# loop.sh [ROUNDS [SEED]]: guests with transient disks of one golden image, two at a
+# time, with cowd killed at some moment of their lives; nothing may be left of any, and
+# what others have on the host stays as it was.
 
 here=$(dirname "$0")
 # shellcheck source=tests/xen/lib.sh
@@ -13,7 +13,7 @@ KIB=65536
 ROUNDS=${1:-10}
 SEED=${2:-$RANDOM}
 RANDOM=$SEED
-ROUND=30000 # ms, about what it takes
+LIFE=16000 # ms, of a guest from xl create on
 tear_down() {
 	systemctl stop cowd.socket cowd
 	dmsetup remove theirs
@@ -59,27 +59,21 @@ lived() {
 
 before=$(leftovers)
 echo "# seed $SEED"
-lives=0
 for ((round = 1; round <= ROUNDS; round++)); do
 	began=$EPOCHREALTIME
-	pids=() killers=() moments=''
-	for guest in a b; do
-		life "$guest" $((++lives)) >"$WORK/$guest" 2>&1 &
-		pids+=($!)
-		moment=$((RANDOM % ROUND))
-		moments+=" $moment"
-		(
-			sleep "$((moment / 1000)).$(printf %03d $((moment % 1000)))"
-			systemctl kill -s KILL cowd
-		) &
-		killers+=($!)
-	done
-	echo "# round $round: cowd is killed after$moments ms"
-	for guest in a b; do
-		lived "guest $guest of round $round" "${pids[0]}" "$guest"
-		pids=("${pids[@]:1}")
-	done
-	wait "${killers[@]}"
+	moment=$((RANDOM % LIFE))
+	life a $((2 * round - 1)) >"$WORK/a" 2>&1 &
+	one=$!
+	life b $((2 * round)) >"$WORK/b" 2>&1 &
+	two=$!
+	(
+		sleep "$((moment / 1000)).$(printf %03d $((moment % 1000)))"
+		systemctl kill -s KILL cowd
+	) &
+	killer=$!
+	lived "guest a of round $round, cowd killed after $moment ms" "$one" a
+	lived "guest b of round $round" "$two" b
+	wait "$killer"
 	same_leftovers "nothing is left of round $round" "$before" "cowd's threads"
 	echo "# round $round: $(since "$began") ms"
 done
