@@ -211,16 +211,8 @@ Task<> Device::detach() {
 
 Task<> Device::leave(Leaving how) {
   auto self = shared_from_this();
-  while (busy_ && !leaving_) co_await changed_.wait();
-  if (gone_) co_return;
-  if (leaving_ && how == Leaving::dying) {
-    // An orderly end waits for the last close, and perhaps for space; what waits for them
-    // no longer has anybody to wait for it.
-    co_await blocking(dm::remove_deferred, name_);
-    co_await blocking(dm::wipe, name_);
-    co_return;
-  }
   while (busy_) co_await changed_.wait();
+  if (gone_) co_return;
   std::exception_ptr error;
   try {
     Exclusive exclusive(*this, "detached");
@@ -230,6 +222,14 @@ Task<> Device::leave(Leaving how) {
   }
   if (gone_) co_await removed_by_others();
   if (error) std::rethrow_exception(error);
+}
+
+Task<> Device::abandon() {
+  auto self = shared_from_this();
+  while (!leaving_ && !gone_) co_await changed_.wait();
+  if (gone_) co_return;
+  co_await blocking(dm::remove_deferred, name_);
+  co_await blocking(dm::wipe, name_);
 }
 
 Task<> Device::leave_here(Leaving how) {

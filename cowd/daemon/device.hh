@@ -82,6 +82,8 @@ class Device : public SessionObserver, public std::enable_shared_from_this<Devic
   // Throws Error if a suspended one's store could not be made durable; nothing has begun then.
   enum class Leaving { orderly, dying, suspended };
   Task<> leave(Leaving how);
+  // Once it leaves, perhaps still waiting for space to commit in: what waits fails at once.
+  Task<> abandon();
   // Changes what is noted of it, durably in the run directory.
   Task<> note(std::function<void(DeviceEntry&)> change);
   // A copy, as it is now.

@@ -56,6 +56,8 @@ class DeviceManager {
   // Begins a detach that ends at the last close (Device::leave). A device that is gone
   // already is fine.
   Task<> leave(std::string name, Device::Leaving how);
+  // Device::abandon. A device that is gone already is fine.
+  Task<> abandon(std::string name);
   Task<> note(std::string name, std::function<void(DeviceEntry&)> change);
   Task<std::vector<DeviceEntry>> entries();
   Task<std::optional<DeviceEntry>> entry(std::string name);
@@ -101,6 +103,7 @@ class DeviceManager {
   Task<std::optional<DeviceEntry>> entry_here(std::string name);
   Task<std::string> hindered_here(StoreIdentity store, bool writes);
   Task<> leave_here(std::string name, Device::Leaving how);
+  Task<> abandon_here(std::string name);
   Task<> note_here(std::string name, std::function<void(DeviceEntry&)> change);
   Task<> mark_saved_here(std::string name, bool saved);
   Task<nlohmann::json> stores_here();

@@ -192,6 +192,17 @@ Task<> DeviceManager::leave_here(std::string name, Device::Leaving how) {
   co_await on(device->strand(), device->leave(how));
 }
 
+Task<> DeviceManager::abandon(std::string name) {
+  return on(strand_, abandon_here(std::move(name)));
+}
+
+Task<> DeviceManager::abandon_here(std::string name) {
+  auto found = devices_.find(name);
+  if (found == devices_.end()) co_return;
+  DevicePtr device = found->second;
+  co_await on(device->strand(), device->abandon());
+}
+
 Task<> DeviceManager::note(std::string name, std::function<void(DeviceEntry&)> change) {
   return on(strand_, note_here(std::move(name), std::move(change)));
 }

@@ -111,6 +111,7 @@ struct Vbds::Disk {
   bool transient = false;
   bool saved = false;  // its store is that of a saved domain, which has not run since
   State state = State::attaching;
+  bool orderly = false;  // it leaves, nobody keeps it, and its users still finish
 };
 
 Vbds::Vbds(asio::io_context& io, DeviceManager& devices, EventRing& events, const Config& config,
@@ -414,6 +415,7 @@ Task<> Vbds::depart(std::string path) {
   Device::Leaving how = keep   ? Device::Leaving::suspended
                         : dead ? Device::Leaving::dying
                                : Device::Leaving::orderly;
+  disk->orderly = how == Device::Leaving::orderly && !disk->note.keep;
   co_await leave(disk, how, keep);
 }
 
@@ -504,9 +506,11 @@ Task<> Vbds::look_at_domains() {
   std::vector<DiskPtr> disks;
   for (const auto& [device, disk] : disks_) disks.push_back(disk);
   for (const DiskPtr& disk : disks) {
-    if (disk->state == Disk::State::leaving && !is_alive(domains, disk->note.vm_uuid))
-      spawn(devices_.leave(disk->device, Device::Leaving::dying),
-            text("The end of ", disk->device));
+    if (disk->state == Disk::State::leaving && disk->orderly &&
+        !is_alive(domains, disk->note.vm_uuid)) {
+      disk->orderly = false;
+      spawn(devices_.abandon(disk->device), text("The end of ", disk->device));
+    }
     if (disk->state != Disk::State::ready) continue;
     bool keep = disk->note.keep;
     for (const std::string& path : disk->note.vbds) {
@@ -567,6 +571,7 @@ Task<> Vbds::start_here() {
     disk->saved = entry.store && entry.store->saved;
     disk->state = entry.domain.vbds.empty() ? Disk::State::leaving : Disk::State::ready;
     disks_[entry.name] = disk;
+    disk->orderly = disk->state == Disk::State::leaving && !disk->saved && !disk->note.keep;
     if (disk->state == Disk::State::leaving)
       spawn(leave(disk, disk->saved ? Device::Leaving::suspended : Device::Leaving::orderly,
                   disk->saved),
