@@ -19,6 +19,7 @@ struct IoOp {
   uint64_t offset = 0;
   void* buffer = nullptr;
   uint32_t len = 0;
+  unsigned retries = 0;  // the engine's own
 
   virtual ~IoOp() = default;
   // Resumes who waits, on its own executor, and deletes this. Bytes or a negative errno.

@@ -29,6 +29,7 @@ namespace {
 constexpr unsigned kEntries = 256;
 constexpr unsigned kWorkers = 4096;
 constexpr auto kRetry = std::chrono::milliseconds(10);
+constexpr unsigned kRetries = 1000;  // of one operation, so that a refusal for good is told
 
 class UringIo : public AsyncIo, public std::enable_shared_from_this<UringIo> {
  public:
@@ -77,6 +78,12 @@ class UringIo : public AsyncIo, public std::enable_shared_from_this<UringIo> {
     if (io_uring_sq_ready(&ring_) > 0) push_later();
   }
 
+  // Whether the kernel did not begin an operation, for a reason that passes. We cancel
+  // none: it is the kernel that cancels what waits when it fails to make a worker thread,
+  // which it gives up at once if a signal or a limit is in the way (io_uring/io-wq.c,
+  // create_worker_cont).
+  static bool is_for_later(int result) { return result == -ECANCELED || result == -EAGAIN; }
+
   // The kernel was short of memory, and perhaps nothing is under way whose end would
   // bring us here again.
   void push_later() {
@@ -88,7 +95,10 @@ class UringIo : public AsyncIo, public std::enable_shared_from_this<UringIo> {
       if (!self || error) return;
       std::lock_guard lock(self->mutex_);
       self->retrying_ = false;
+      self->backlog_.insert(self->backlog_.begin(), self->later_.begin(), self->later_.end());
+      self->later_.clear();
       self->push();
+      if (!self->watching_ && self->under_way_ > 0) self->watch();
     });
   }
 
@@ -117,11 +127,16 @@ class UringIo : public AsyncIo, public std::enable_shared_from_this<UringIo> {
       [[maybe_unused]] ssize_t n = ::read(event_.native_handle(), &count, sizeof count);
       io_uring_cqe* cqe;
       while (io_uring_peek_cqe(&ring_, &cqe) == 0) {
-        done.emplace_back(static_cast<IoOp*>(io_uring_cqe_get_data(cqe)), cqe->res);
+        auto* op = static_cast<IoOp*>(io_uring_cqe_get_data(cqe));
+        --under_way_;
+        if (is_for_later(cqe->res) && op->retries++ < kRetries)
+          later_.push_back(op);
+        else
+          done.emplace_back(op, cqe->res);
         io_uring_cqe_seen(&ring_, cqe);
       }
-      under_way_ -= done.size();
       push();
+      if (!later_.empty()) push_later();
       watching_ = false;
       if (under_way_ > 0) watch();
     }
@@ -137,6 +152,7 @@ class UringIo : public AsyncIo, public std::enable_shared_from_this<UringIo> {
   bool retrying_ = false;
   size_t under_way_ = 0;
   std::deque<IoOp*> backlog_;
+  std::vector<IoOp*> later_;  // to go to the backlog after kRetry
 };
 
 }  // namespace

@@ -15,7 +15,9 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "cowd/core/async_io_op.hh"
@@ -225,6 +227,62 @@ TEST(HungBacking, HoldsItsOwnRequestsOnly) {
   io.restart();
   io.run();
   EXPECT_EQ(left, 0);
+}
+
+// In a child that may have one thread only, so that the kernel cannot make the worker that
+// an fsync needs, until `allowed`. Returns the name of what went wrong, or nullptr.
+const char* sync_without_a_worker(int fd) {
+  rlimit any{};
+  getrlimit(RLIMIT_NPROC, &any);
+  const rlimit one{1, any.rlim_max};
+  any.rlim_cur = any.rlim_max;
+  asio::io_context io;
+  int error = 0;
+  auto engine = make_uring_io(io, &error);
+  if (!engine) return "no io_uring";
+  // No user has this number, so what it may have is what it has.
+  if (setrlimit(RLIMIT_NPROC, &one) != 0) return "no limit";
+  if (setresuid(54321, 54321, 54321) != 0) return "still root";
+  bool allowed = false;
+  const char* wrong = "no end";
+  asio::steady_timer limit(io, std::chrono::milliseconds(300));
+  limit.async_wait([&](auto) {
+    allowed = true;
+    setrlimit(RLIMIT_NPROC, &any);
+  });
+  auto work = [&]() -> Task<> {
+    const int64_t result = co_await engine->sync(fd);
+    wrong = result == -ECANCELED ? "cancelled" : result < 0 ? "failed" : nullptr;
+    if (!allowed && !wrong) wrong = "no need of a worker";
+  };
+  asio::co_spawn(io, work, asio::detached);
+  io.run();
+  return wrong;
+}
+
+TEST(UringEngine, WhatTheKernelCannotBeginIsBegunLater) {
+  if (geteuid() != 0) FAIL() << "to be run as root, like all of make check";
+  Scratch scratch(4096);
+  const int fd = open(scratch.path().c_str(), O_RDWR | O_CLOEXEC);
+  ASSERT_GE(fd, 0);
+  int said[2];
+  ASSERT_EQ(pipe(said), 0);
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    const char* wrong = sync_without_a_worker(fd);
+    if (wrong && write(said[1], wrong, strlen(wrong)) < 0) _exit(2);
+    _exit(wrong ? 1 : 0);
+  }
+  close(said[1]);
+  char wrong[64] = "";
+  EXPECT_GE(read(said[0], wrong, sizeof wrong - 1), 0);
+  EXPECT_STREQ(wrong, "");
+  int status = -1;
+  EXPECT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  close(said[0]);
+  close(fd);
 }
 
 class LoopTest : public testing::Test {
