@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-#include "cowd/core/spec.hh"
-
 #include <fstream>
-
 #include <toml.hpp>
 
 #include "cowd/core/disk_options_toml.hh"
 #include "cowd/core/errno_name.hh"
+#include "cowd/core/spec.hh"
 
 namespace cowd {
 
@@ -20,8 +18,12 @@ DiskSpec resolve_named_spec(const DiskSpec& spec, const std::filesystem::path& d
   toml::value table;
   try {
     table = toml::parse(stream, file);
-  } catch (const std::exception& e) {
-    throw Error(EINVAL, file + " is not TOML: " + e.what());
+  } catch (const toml::exception& e) {
+    // Not e.what(), which shows the line: it may have the password.
+    throw Error(EINVAL, file + " is not TOML: see its line " + std::to_string(e.location().line()) +
+                            ". Text has to be in quotes.");
+  } catch (const std::exception&) {
+    throw Error(EINVAL, file + " is not TOML.");
   }
   check_disk_options(table, file);
   if (!table.contains("spec") || !table.at("spec").is_string())

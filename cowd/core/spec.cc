@@ -82,6 +82,13 @@ class Parser {
 
  private:
   [[noreturn]] void refuse(const std::string& why) const {
+    // What stands before '@' in a URI may be a password: it is not said again.
+    const size_t uri = all_.find("://");
+    if (uri != all_.npos && all_.find('@', uri) != all_.npos)
+      throw Error(EINVAL,
+                  "This is no disk specification: a URI in it has a user or password, an '@', where "
+                  "none may be, for guests can read it. They belong into the file of a named disk "
+                  "(docs/backings.md).");
     throw Error(EINVAL, in_quotes(all_) +
                             " is not a disk specification ([dmu:]FORMAT:TOP[:BASE]): " + why + ".");
   }
