@@ -12,6 +12,7 @@
 
 #include "cowd/core/disk_options.hh"
 #include "cowd/core/errno_name.hh"
+#include "cowd/core/iscsi.hh"
 #include "cowd/core/loop.hh"
 #include "cowd/core/nbd.hh"
 #include "cowd/core/thread.hh"
@@ -102,6 +103,13 @@ Backing open_nbd(std::shared_ptr<AsyncIo> io, const Component& component, Backin
   return open_connected(std::move(io), component, path, std::move(device), use);
 }
 
+Backing open_iscsi(std::shared_ptr<AsyncIo> io, const Component& component, BackingUse use) {
+  const DiskOptions options = disk_options(component, current_settings().disks_dir);
+  auto unit = IscsiUnit::attach(component, settings_for(options), options);
+  const std::string path = unit->path();
+  return open_connected(std::move(io), component, path, std::move(unit), use);
+}
+
 Backing open_through_loop(std::shared_ptr<AsyncIo> io, const std::string& path, BackingUse use) {
   const auto loop = LoopDevice::attach(path, use == BackingUse::base  ? LoopDevice::Use::base
                                              : use == BackingUse::top ? LoopDevice::Use::top
@@ -121,14 +129,13 @@ void set_backing_settings(const BackingSettings& settings) {
   settings_now = settings;
 }
 
+void release_unused_backings() { IscsiUnit::release_unused(); }
+
 Backing open_backing(std::shared_ptr<AsyncIo> io, const Component& component, BackingUse use) {
   switch (component.kind) {
     case Component::Kind::path: break;
     case Component::Kind::nbd: return open_nbd(std::move(io), component, use);
-    case Component::Kind::iscsi:
-      throw Error(EOPNOTSUPP, component.text() +
-                                  ": iSCSI targets are not served by this version of cowd; log in to "
-                                  "it with iscsiadm and name its block device.");
+    case Component::Kind::iscsi: return open_iscsi(std::move(io), component, use);
     case Component::Kind::transient:
       throw Error(EOPNOTSUPP, component.text() +
                                   " has no name of its own yet: cowd makes such a store when its "
@@ -162,6 +169,8 @@ uint64_t backing_size(const std::string& path) {
 
 bool same_backing(const Component& a, const Component& b) {
   if (a == b) return true;
+  if (a.kind == Component::Kind::iscsi && b.kind == Component::Kind::iscsi)
+    return iscsi_identity(a) == iscsi_identity(b);
   if (a.kind != Component::Kind::path || b.kind != Component::Kind::path) return false;
   struct stat one {
   }, other{};

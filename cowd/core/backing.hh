@@ -33,6 +33,9 @@ struct BackingSettings {
 };
 void set_backing_settings(const BackingSettings& settings);
 
+// Closes what an earlier cowd opened and nothing uses any more. May block; throws nothing.
+void release_unused_backings();
+
 enum class BackingUse {
   base,  // read-only, may be shared
   top,   // writable, nobody else may have it
@@ -42,8 +45,8 @@ enum class BackingUse {
 };
 
 // May block for as long as the backing hangs: call it off the strands (blocking.hh).
-// Throws Error: ENOENT, EBUSY, ENOTBLK (a directory, a socket...), EOPNOTSUPP (iscsi: not
-// served by this version; transient: who makes the store opens it by its path), those of the network, each with its sentence.
+// Throws Error: ENOENT, EBUSY, ENOTBLK (a directory, a socket...), EOPNOTSUPP (transient:
+// who makes the store opens it by its path), those of the network, each with its sentence.
 Backing open_backing(std::shared_ptr<AsyncIo> io, const Component& component, BackingUse use);
 
 // Whether something holds it: a claim of the kernel on a block device (a mount, dm), a

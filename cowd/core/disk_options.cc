@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "cowd/core/disk_options.hh"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cerrno>
-#include <fstream>
 #include <set>
+#include <sstream>
 #include <vector>
 
 #include "cowd/core/disk_options_toml.hh"
@@ -17,9 +21,54 @@ namespace fs = std::filesystem;
 
 namespace {
 
+struct File {
+  std::string content;
+  bool secret = false;  // root's alone
+};
+
+std::optional<File> read_file(const fs::path& path) {
+  const int fd = open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+  if (fd < 0) return std::nullopt;
+  File file;
+  struct stat info {};
+  if (fstat(fd, &info) == 0)
+    file.secret = info.st_uid == geteuid() && (info.st_mode & (S_IRWXG | S_IRWXO)) == 0;
+  char part[4096];
+  for (ssize_t count; (count = read(fd, part, sizeof part)) > 0 && file.content.size() < 1 << 20;)
+    file.content.append(part, static_cast<size_t>(count));
+  close(fd);
+  return file;
+}
+
 std::string need_string(const toml::value& value, const std::string& where) {
   if (!value.is_string()) throw Error(EINVAL, where + " has to be a string in quotes.");
-  return value.as_string().str;
+  const std::string text = value.as_string().str;
+  // Lines of open-iscsi's records are what they become.
+  if (text.empty() || text.size() > 255 ||
+      std::any_of(text.begin(), text.end(), [](unsigned char c) { return c < 0x20 || c == 0x7f; }))
+    throw Error(EINVAL, where + " has to be 1 to 255 printable characters.");
+  return text;
+}
+
+void take_chap(const toml::value& table, const std::string& file, DiskOptions& options) {
+  if (!table.is_table()) throw Error(EINVAL, file + ": chap has to be a table: [chap].");
+  for (const auto& [key, value] : table.as_table()) {
+    std::string* to = key == "user"              ? &options.user
+                      : key == "password"        ? &options.password
+                      : key == "target_user"     ? &options.target_user
+                      : key == "target_password" ? &options.target_password
+                                                 : nullptr;
+    if (!to)
+      throw Error(EINVAL, file + " has the key chap." + key +
+                              ", which is not known; user, password, target_user and "
+                              "target_password are.");
+    *to = need_string(value, file + ": chap." + key);
+  }
+  if (options.user.empty() || options.password.empty() ||
+      options.target_user.empty() != options.target_password.empty())
+    throw Error(EINVAL, file +
+                            ": [chap] needs user and password, and target_user and "
+                            "target_password both or neither.");
 }
 
 bool names(const toml::value& table, const Component& component) {
@@ -42,10 +91,12 @@ DiskOptions check_disk_options(const toml::value& table, const std::string& file
       const auto time = parse_duration(need_string(value, file + ": backing_loss_timeout"),
                                        file + ": backing_loss_timeout");
       seconds = std::max<int64_t>(1, std::chrono::ceil<std::chrono::seconds>(time).count());
+    } else if (key == "chap") {
+      take_chap(value, file, options);
     } else {
       throw Error(EINVAL, file + " has the key '" + key +
-                              "', which is not known; 'spec', 'on_backing_loss' and "
-                              "'backing_loss_timeout' are.");
+                              "', which is not known; 'spec' is, 'on_backing_loss', "
+                              "'backing_loss_timeout' and the table 'chap'.");
     }
   }
   if (on_loss && *on_loss != "wait" && *on_loss != "error")
@@ -64,16 +115,22 @@ DiskOptions disk_options(const Component& component, const fs::path& dir) {
   for (const auto& entry : fs::directory_iterator(dir, ignored))
     if (entry.path().extension() == ".toml") paths.insert(entry.path());
   for (const fs::path& path : paths) {
-    std::ifstream in(path, std::ios::binary);
-    if (!in) continue;
+    const auto file = read_file(path);
+    if (!file) continue;
     toml::value table;
     try {
+      std::istringstream in(file->content);
       table = toml::parse(in, path.string());
       if (!table.is_table() || !names(table, component)) continue;
     } catch (const std::exception&) {
       continue;  // whoever uses that disk is told
     }
-    return check_disk_options(table, path.string());
+    const DiskOptions options = check_disk_options(table, path.string());
+    if (!options.password.empty() && !file->secret)
+      throw Error(EPERM, path.string() +
+                             " has a password in it and others than root may read or write it; "
+                             "say chown root and chmod 600 on it.");
+    return options;
   }
   return {};
 }

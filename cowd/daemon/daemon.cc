@@ -128,6 +128,7 @@ class Daemon {
     events_.add("started", "", text("cowd ", DMU_VERSION, " has started."));
     notify_ready("serving");
     log(Level::info, text("cowd ", DMU_VERSION, " has started."));
+    co_await blocking(release_unused_backings);
   }
 
   Task<> obey_signals() {

@@ -15,6 +15,7 @@
 
 #include "cowd/core/child.hh"
 #include "cowd/core/error.hh"
+#include "cowd/core/iscsi.hh"
 #include "cowd/daemon/text.hh"
 
 namespace cowd::lvm {
@@ -23,7 +24,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Ours, and what was put on top of ours ("part1-DMU-...").
+// Ours, what was put on top of ours ("part1-DMU-..."), and what we are logged in to, whose target
+// may hang.
 std::vector<OwnDevice> own_devices() {
   std::vector<OwnDevice> ours;
   std::error_code ignored;
@@ -35,6 +37,7 @@ std::vector<OwnDevice> own_devices() {
     if (uuid.find("DMU-") != std::string::npos)
       ours.push_back({entry.path().filename().string(), name});
   }
+  for (const std::string& disk : IscsiUnit::own_disks()) ours.push_back({disk, {}});
   return ours;
 }
 
@@ -104,11 +107,15 @@ std::vector<std::string> split(const std::string& text) {
 
 std::string config_text(const std::vector<OwnDevice>& ours, const std::string& global_filter) {
   std::string filter;
-  for (const OwnDevice& device : ours)
-    filter += text("\"r|^/dev/", literal(device.kernel_name), "$|\",\"r|^/dev/mapper/",
-                   literal(device.name), "$|\",\"r|^/dev/disk/by-id/dm-name-", literal(device.name),
-                   "$|\",");
-  if (!filter.empty()) filter += "\"r|^/dev/disk/by-id/dm-uuid-.*DMU-|\",";
+  for (const OwnDevice& device : ours) {
+    const std::string kernel_name = literal(device.kernel_name), name = literal(device.name);
+    if (name.empty())
+      filter += text("\"r|^/dev/", kernel_name, "[0-9]*$|\",");
+    else
+      filter += text("\"r|^/dev/", kernel_name, "$|\",\"r|^/dev/mapper/", name,
+                     "$|\",\"r|^/dev/disk/by-id/dm-name-", name, "$|\",");
+  }
+  if (!filter.empty()) filter += "\"r|^/dev/dmu/|\",\"r|^/dev/disk/by-id/dm-uuid-.*DMU-|\",";
   filter += global_filter;
   if (filter.ends_with(',')) filter.pop_back();
   // Our stores come and go; what they leave in /etc/lvm/archive nobody would ever use, and

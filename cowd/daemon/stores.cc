@@ -4,21 +4,29 @@
 #include <sys/stat.h>
 
 #include <cerrno>
+#include <utility>
 
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/error.hh"
+#include "cowd/core/iscsi.hh"
 #include "cowd/daemon/text.hh"
 
 namespace cowd {
 
 StoreIdentity identify_store(const Component& component) {
+  if (component.kind == Component::Kind::iscsi) return {false, 0, 0, iscsi_identity(component)};
   if (component.kind != Component::Kind::path) return {false, 0, 0, component.text()};
   const std::string& path = component.path;
   struct stat st;
   if (stat(path.c_str(), &st) < 0)
     throw Error(errno, text(path, " cannot be used: ", errno_text(errno),
                             ". Name a block device or a file that is there."));
-  if (S_ISBLK(st.st_mode)) return {true, st.st_rdev, 0, {}};
+  if (S_ISBLK(st.st_mode)) {
+    // Somebody else may be logged in to the same target.
+    std::string unit = iscsi_identity(st.st_rdev);
+    if (!unit.empty()) return {false, 0, 0, std::move(unit)};
+    return {true, st.st_rdev, 0, {}};
+  }
   return {false, st.st_dev, st.st_ino, {}};
 }
 

@@ -19,7 +19,9 @@ struct StoreIdentity {
   bool block = false;
   uint64_t device = 0;  // st_rdev, or st_dev of a file
   uint64_t inode = 0;   // 0 for a block device
-  std::string remote;   // of an NBD export or an iSCSI unit instead of all that
+  // Instead of all that, of an NBD export its URI and of an iSCSI unit target and number, by
+  // whatever portal or as whatever block device it is named.
+  std::string remote;
   auto operator<=>(const StoreIdentity&) const = default;
 };
 

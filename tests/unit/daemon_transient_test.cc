@@ -251,8 +251,11 @@ TEST(Lvm, OwnDevicesAreRejectedBeforeTheHostsOwnFilter) {
   EXPECT_EQ(lvm::config_text({}, ""), "backup{backup=0 archive=0} activation{process_priority=0}");
   EXPECT_EQ(lvm::config_text({{"dm-3", "dmu-vg.cow"}}, "\"a|.*|\""),
             "devices{global_filter=[\"r|^/dev/dm-3$|\",\"r|^/dev/mapper/dmu-vg.cow$|\","
-            "\"r|^/dev/disk/by-id/dm-name-dmu-vg.cow$|\",\"r|^/dev/disk/by-id/dm-uuid-.*DMU-|\","
-            "\"a|.*|\"]} backup{backup=0 archive=0} activation{process_priority=0}");
+            "\"r|^/dev/disk/by-id/dm-name-dmu-vg.cow$|\",\"r|^/dev/dmu/|\","
+            "\"r|^/dev/disk/by-id/dm-uuid-.*DMU-|\",\"a|.*|\"]} backup{backup=0 archive=0} "
+            "activation{process_priority=0}");
+  EXPECT_NE(lvm::config_text({{"sdc", ""}}, "").find("[\"r|^/dev/sdc[0-9]*$|\",\"r|^/dev/dmu/|\","),
+            std::string::npos);
   // Nothing of a name becomes a part of the pattern or of the configuration.
   EXPECT_EQ(lvm::config_text({{"dm-3", "a|\"]+"}}, "").find("a|\""), std::string::npos);
 }
