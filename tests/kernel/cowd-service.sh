@@ -99,6 +99,24 @@ check "read again" read_some
 check "detach" cowctl detach disk
 check "failures are in the journal by their id" bash -c \
 	'id=$(cowctl detach nothing 2>&1 | grep -oE "e-[0-9a-f]{8}"); journalctl --sync; journalctl COWD_ERROR_ID=$id | grep -q nothing'
+# open-iscsi's programs are children of cowd, which may do little.
+unit=/tmp/unit iqn=iqn.2003-01.org.example:far
+truncate -s 16M $unit
+tgtd --iscsi portal=127.0.0.1:3260
+for ((i = 0; i < 100; i++)); do
+	tgtadm --op show --mode sys >/dev/null 2>&1 && break
+	sleep 0.1
+done
+tgtadm --lld iscsi --op new --mode target --tid 1 -T $iqn
+tgtadm --lld iscsi --op new --mode logicalunit --tid 1 --lun 1 -b $unit
+tgtadm --lld iscsi --op bind --mode target --tid 1 -I ALL
+check "attach a unit of an iSCSI target" cowctl attach --name far "raw:iscsi://127.0.0.1/${iqn/:/%3A}/1"
+check "write to it" dd if=/dev/urandom of=/dev/mapper/far bs=1M count=4 oflag=direct conv=fsync status=none
+check "it is there" cmp -n 4194304 /dev/mapper/far $unit
+check "detach it" cowctl detach far
+check "it is logged out of" bash -c \
+	'for i in {1..100}; do [[ -e /sys/class/iscsi_session/session1 ]] || exit 0; sleep 0.2; done; exit 1'
+
 check "stop for good" systemctl stop cowd.socket cowd
 check "the socket goes with it" test ! -e /run/cowd/control.sock
 systemd-analyze security cowd | tail -n 1
