@@ -36,7 +36,7 @@ Task<Vbds*> XenLink::get() { return on(strand_, get_here()); }
 
 Task<Vbds*> XenLink::get_here() {
   if (!xen_is_here())
-    throw Error(ENOSYS, "This host is no domain 0 of Xen: there are no disks of domains.");
+    throw Error(ENOSYS, "This host is no domain 0 of Xen, and driver domains are not served: let cowd run in domain 0, and name no backend= in the disk.");
   while (!started_ || opening_) co_await changed_.wait();
   if (vbds_) co_return vbds_.get();
   opening_ = true;

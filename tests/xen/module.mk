@@ -9,8 +9,10 @@ life.sh_TIMEOUT := 600
 disks.sh_TIMEOUT := 600
 loop.sh_TIMEOUT := 1200
 XEN_TESTS += $(addprefix tests/xen/,$(xen-tests))
-# Nothing of ours: it tells whether the lab is sound.
-LONG_XEN_TESTS += tests/xen/phy.sh
+# phy.sh has nothing of ours: it tells whether the lab is sound.
+LONG_XEN_TESTS += tests/xen/phy.sh tests/xen/hvm.sh tests/xen/driver.sh
+hvm.sh_TIMEOUT := 900
+driver.sh_TIMEOUT := 600
 
 # Static: a guest has no libraries.
 TEST_TOOLS += guestdisk guest-fsload
