@@ -98,7 +98,7 @@ Backing open_connected(std::shared_ptr<AsyncIo> io, const Component& component,
 
 Backing open_nbd(std::shared_ptr<AsyncIo> io, const Component& component, BackingUse use) {
   const DiskOptions options = disk_options(component, current_settings().disks_dir);
-  auto device = NbdDevice::attach(component, settings_for(options));
+  auto device = NbdDevice::attach(component, settings_for(options), options);
   const std::string path = device->path();
   return open_connected(std::move(io), component, path, std::move(device), use);
 }

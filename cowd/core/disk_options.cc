@@ -71,6 +71,38 @@ void take_chap(const toml::value& table, const std::string& file, DiskOptions& o
                             "target_password both or neither.");
 }
 
+void take_tls(const toml::value& table, const std::string& file, DiskOptions& options) {
+  if (!table.is_table()) throw Error(EINVAL, file + ": tls has to be a table: [tls].");
+  DiskOptions::Tls tls;
+  for (const auto& [key, value] : table.as_table()) {
+    std::string* to = key == "ca"            ? &tls.ca
+                      : key == "certificate" ? &tls.certificate
+                      : key == "key"         ? &tls.key
+                      : key == "server_name" ? &tls.server_name
+                                             : nullptr;
+    if (!to)
+      throw Error(EINVAL, file + " has the key tls." + key +
+                              ", which is not known; ca, certificate, key and server_name are.");
+    *to = need_string(value, file + ": tls." + key);
+    if (to != &tls.server_name && (*to)[0] != '/')
+      throw Error(EINVAL, file + ": tls." + key + " has to be a path from / on.");
+  }
+  if (tls.certificate.empty() != tls.key.empty())
+    throw Error(EINVAL, file + ": [tls] needs certificate and key both, or neither.");
+  options.tls = tls;
+}
+
+// Whether the specification, which may be wrong, has such a component.
+bool is_over(const toml::value& table, Component::Kind kind) {
+  if (!table.contains("spec") || !table.at("spec").is_string()) return true;
+  try {
+    const DiskSpec spec = parse_spec(table.at("spec").as_string().str);
+    return spec.top.kind == kind || (spec.base && spec.base->kind == kind);
+  } catch (const Error&) {
+    return true;  // whoever uses the specification is told
+  }
+}
+
 bool names(const toml::value& table, const Component& component) {
   if (!table.contains("spec") || !table.at("spec").is_string()) return false;
   const DiskSpec spec = parse_spec(table.at("spec").as_string().str);
@@ -93,10 +125,14 @@ DiskOptions check_disk_options(const toml::value& table, const std::string& file
       seconds = std::max<int64_t>(1, std::chrono::ceil<std::chrono::seconds>(time).count());
     } else if (key == "chap") {
       take_chap(value, file, options);
+    } else if (key == "tls") {
+      take_tls(value, file, options);
+      if (!is_over(table, Component::Kind::nbd))
+        throw Error(EINVAL, file + " has a table [tls], but its disk has no nbd:// in it.");
     } else {
       throw Error(EINVAL, file + " has the key '" + key +
                               "', which is not known; 'spec' is, 'on_backing_loss', "
-                              "'backing_loss_timeout' and the table 'chap'.");
+                              "'backing_loss_timeout' and the tables 'chap' and 'tls'.");
     }
   }
   if (on_loss && *on_loss != "wait" && *on_loss != "error")

@@ -23,6 +23,11 @@ struct DiskOptions {
   std::optional<Loss> loss;  // on_backing_loss
   // CHAP, empty where there is none; the target_ ones are what the target has to prove.
   std::string user, password, target_user, target_password;
+  // TLS to an NBD server: paths of PEM files, empty where there is none.
+  struct Tls {
+    std::string ca, certificate, key, server_name;
+  };
+  std::optional<Tls> tls;
 };
 
 // The options of the first of the directory's files that names `component`; none are no error, nor

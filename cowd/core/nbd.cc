@@ -14,6 +14,7 @@
 
 #include "cowd/core/backing.hh"
 #include "cowd/core/child.hh"
+#include "cowd/core/disk_options.hh"
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/helper.hh"
 
@@ -48,6 +49,17 @@ std::shared_ptr<std::mutex> lock_of(const std::string& backend) {
   return lock;
 }
 
+void add_tls(const DiskOptions::Tls& tls, std::vector<std::string>& command) {
+  command.insert(command.end(), {"--tls", "required"});
+  const std::pair<const char*, const std::string&> options[] = {
+      {"--tls-ca", tls.ca},
+      {"--tls-certificate", tls.certificate},
+      {"--tls-key", tls.key},
+      {"--tls-name", tls.server_name}};
+  for (const auto& [name, value] : options)
+    if (!value.empty()) command.insert(command.end(), {name, value});
+}
+
 }  // namespace
 
 std::shared_ptr<NbdDevice> NbdDevice::find(const Component& component) {
@@ -68,17 +80,26 @@ std::shared_ptr<NbdDevice> NbdDevice::find(const Component& component) {
 }
 
 std::shared_ptr<NbdDevice> NbdDevice::attach(const Component& component,
-                                             const BackingSettings& settings) {
+                                             const BackingSettings& settings,
+                                             const DiskOptions& options) {
   const std::string backend = backend_of(component);
   const auto lock = lock_of(backend);
   const std::lock_guard guard(*lock);
   if (auto device = find(component)) return device;
   const HoldFile hold(settings.run_dir);
   const uint64_t dead = settings.loss_seconds.value_or(kForEver);
-  start_helper(
-      {helper_path("cowd-nbd"), "--backend", backend, "--hold", hold.path(), "--request-timeout",
-       std::to_string(kRequestTimeout), "--dead-timeout", std::to_string(dead), component.text()},
-      hold, component.text() + " cannot be attached");
+  std::vector<std::string> command = {helper_path("cowd-nbd"),
+                                      "--backend",
+                                      backend,
+                                      "--hold",
+                                      hold.path(),
+                                      "--request-timeout",
+                                      std::to_string(kRequestTimeout),
+                                      "--dead-timeout",
+                                      std::to_string(dead)};
+  if (options.tls) add_tls(*options.tls, command);
+  command.push_back(component.text());
+  start_helper(command, hold, component.text() + " cannot be attached");
   if (auto device = find(component)) return device;
   throw Error(ENODEV, component.text() +
                           " was connected, and disconnected at once by somebody else; try again.");

@@ -18,13 +18,15 @@
 namespace cowd {
 
 struct BackingSettings;  // backing.hh
+struct DiskOptions;      // disk_options.hh
 
 class NbdDevice {
  public:
   // Finds the device that has this export, or has one connected. Blocks for up to 30 s: off the
   // strands. Throws Error.
   static std::shared_ptr<NbdDevice> attach(const Component& component,
-                                           const BackingSettings& settings);
+                                           const BackingSettings& settings,
+                                           const DiskOptions& options);
   // Only finds it.
   static std::shared_ptr<NbdDevice> find(const Component& component);
   ~NbdDevice();

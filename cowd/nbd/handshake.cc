@@ -29,7 +29,7 @@ constexpr uint64_t kMagic = 0x4e42444d41474943;        // NBDMAGIC
 constexpr uint64_t kOptionMagic = 0x49484156454F5054;  // IHAVEOPT
 constexpr uint64_t kReplyMagic = 0x3e889045565a9;
 constexpr uint16_t kFixedNewstyle = 1, kNoZeroes = 2;
-constexpr uint32_t kGo = 7;
+constexpr uint32_t kStartTls = 5, kGo = 7;
 constexpr uint32_t kAck = 1, kInfo = 3;
 constexpr uint32_t kError = 1U << 31;
 constexpr uint32_t kErrorPolicy = kError + 2, kErrorTls = kError + 5, kErrorUnknown = kError + 6;
@@ -41,6 +41,7 @@ class Connection {
  public:
   Connection(const Component& component, Clock::time_point deadline)
       : where_("The NBD server " + component.host + ":" + std::to_string(component.port)),
+        host_(component.host),
         deadline_(deadline) {
     connect_to(component);
   }
@@ -50,8 +51,13 @@ class Connection {
   Connection(const Connection&) = delete;
   Connection& operator=(const Connection&) = delete;
 
+  void start_tls(const TlsSettings& settings) {
+    tls_ = std::make_unique<Tls>(fd_, settings, host_, where_, [this](short e) { wait(e); });
+  }
+
   // Gives up the descriptor, blocking again as the kernel wants it.
   int release() {
+    if (tls_) tls_->hand_over();
     fcntl(fd_, F_SETFL, fcntl(fd_, F_GETFL) & ~O_NONBLOCK);
     return std::exchange(fd_, -1);
   }
@@ -68,7 +74,8 @@ class Connection {
   void read(void* to, size_t size) {
     auto* at = static_cast<char*>(to);
     while (size > 0) {
-      const ssize_t count = recv(fd_, at, size, 0);
+      const ssize_t count =
+          tls_ ? static_cast<ssize_t>(tls_->read(at, size)) : recv(fd_, at, size, 0);
       if (count == 0) fail(ECONNRESET, " closed the connection in the middle of the handshake");
       if (count < 0 && !wait_for(POLLIN)) continue;
       at += count;
@@ -78,7 +85,10 @@ class Connection {
 
   void write(const std::string& bytes) {
     for (size_t done = 0; done < bytes.size();) {
-      const ssize_t count = send(fd_, bytes.data() + done, bytes.size() - done, MSG_NOSIGNAL);
+      const char* at = bytes.data() + done;
+      const size_t left = bytes.size() - done;
+      const ssize_t count =
+          tls_ ? static_cast<ssize_t>(tls_->write(at, left)) : send(fd_, at, left, MSG_NOSIGNAL);
       if (count < 0 && !wait_for(POLLOUT)) continue;
       done += static_cast<size_t>(count);
     }
@@ -94,12 +104,16 @@ class Connection {
     if (errno == EINTR) return false;
     if (errno != EAGAIN && errno != EINPROGRESS)
       fail(errno, " cannot be talked to: " + errno_text(errno));
+    wait(events);
+    return false;
+  }
+
+  void wait(short events) {
     pollfd polled{fd_, events, 0};
     const auto left =
         std::chrono::duration_cast<std::chrono::milliseconds>(deadline_ - Clock::now()).count();
     if (left <= 0 || poll(&polled, 1, static_cast<int>(left)) == 0)
       fail(ETIMEDOUT, " does not answer");
-    return false;
   }
 
   void connect_to(const Component& component) {
@@ -150,8 +164,10 @@ class Connection {
   }
 
   const std::string where_;
+  const std::string host_;
   const Clock::time_point deadline_;
   int fd_ = -1;
+  std::unique_ptr<Tls> tls_;
 };
 
 template <typename T>
@@ -177,28 +193,61 @@ void greet(Connection& connection) {
   connection.write(flags);
 }
 
+std::string option(uint32_t number, const std::string& data) {
+  std::string bytes;
+  put(bytes, kOptionMagic);
+  put(bytes, number);
+  put(bytes, static_cast<uint32_t>(data.size()));
+  return bytes + data;
+}
+
+struct Reply {
+  uint32_t type;
+  std::string data;
+};
+
+Reply take_reply(Connection& connection, uint32_t asked) {
+  if (connection.get<uint64_t>() != kReplyMagic || connection.get<uint32_t>() != asked)
+    connection.fail(EPROTO, " answers something else than it was asked");
+  const auto type = connection.get<uint32_t>();
+  const auto size = connection.get<uint32_t>();
+  if (size > kLongestReply) connection.fail(EPROTO, " sends a reply that is too long");
+  Reply reply{type, std::string(size, '\0')};
+  connection.read(reply.data.data(), size);
+  return reply;
+}
+
+std::string in_its_words(const std::string& said) {
+  return said.empty() ? "" : " (it says: " + said + ")";
+}
+
+// Never without, once it is asked for: what a disk holds would go over the wire in the clear.
+void start_tls(Connection& connection, const TlsSettings& settings) {
+  connection.write(option(kStartTls, ""));
+  const Reply reply = take_reply(connection, kStartTls);
+  if (reply.type != kAck)
+    connection.fail(EPERM, " does not do TLS, which [tls] asks for" + in_its_words(reply.data));
+  connection.start_tls(settings);
+}
+
 void ask_for(Connection& connection, const std::string& name) {
   std::string data;
   put(data, static_cast<uint32_t>(name.size()));
   data += name;
   put<uint16_t>(data, 1);
   put(data, kInfoBlockSize);
-  std::string option;
-  put(option, kOptionMagic);
-  put(option, kGo);
-  put(option, static_cast<uint32_t>(data.size()));
-  connection.write(option + data);
+  connection.write(option(kGo, data));
 }
 
 [[noreturn]] void refused(const Connection& connection, const std::string& name, uint32_t type,
                           const std::string& said) {
-  const std::string reason = said.empty() ? "" : " (it says: " + said + ")";
+  const std::string reason = in_its_words(said);
   if (type == kErrorUnknown)
     connection.fail(ENOENT, " has no export '" + name + "'" + reason + ". Check the name");
   if (type == kErrorTls)
     connection.fail(EPERM,
                     " wants TLS for the export '" + name + "'" + reason +
-                        ", which cowd does not speak: tunnel it, or allow this host without");
+                        ": give its disk a file with a table [tls], docs/backings.md");
   if (type == kErrorPolicy)
     connection.fail(EPERM, " does not let this host have the export '" + name + "'" + reason);
   connection.fail(EPROTO, " refuses the export '" + name + "' with the reply " +
@@ -206,37 +255,33 @@ void ask_for(Connection& connection, const std::string& name) {
 }
 
 // Takes in what the server tells of the export; true at the end of it.
-bool take_reply(Connection& connection, const std::string& name, Export& found, bool& sized) {
-  if (connection.get<uint64_t>() != kReplyMagic || connection.get<uint32_t>() != kGo)
-    connection.fail(EPROTO, " answers something else than it was asked");
-  const auto type = connection.get<uint32_t>();
-  const auto size = connection.get<uint32_t>();
-  if (size > kLongestReply) connection.fail(EPROTO, " sends a reply that is too long");
-  std::string data(size, '\0');
-  connection.read(data.data(), size);
+bool take_info(Connection& connection, const std::string& name, Export& found, bool& sized) {
+  const auto [type, data] = take_reply(connection, kGo);
   if (type == kAck) return true;
   if (type & kError) refused(connection, name, type, data);
-  if (type != kInfo || size < 2) return false;
+  if (type != kInfo || data.size() < 2) return false;
   const auto info = take<uint16_t>(data, 0);
-  if (info == kInfoExport && size >= 12) {
+  if (info == kInfoExport && data.size() >= 12) {
     found.size = take<uint64_t>(data, 2);
     found.flags = take<uint16_t>(data, 10);
     sized = true;
   }
-  if (info == kInfoBlockSize && size >= 14 && take<uint32_t>(data, 2) > 512)
+  if (info == kInfoBlockSize && data.size() >= 14 && take<uint32_t>(data, 2) > 512)
     found.block_size = take<uint32_t>(data, 2);
   return false;
 }
 
 }  // namespace
 
-Export open_export(const Component& component, std::chrono::milliseconds limit) {
+Export open_export(const Component& component, const TlsSettings& tls,
+                   std::chrono::milliseconds limit) {
   Connection connection(component, Clock::now() + limit);
   greet(connection);
+  if (tls.wanted) start_tls(connection, tls);
   ask_for(connection, component.export_name);
   Export found;
   bool sized = false;
-  while (!take_reply(connection, component.export_name, found, sized)) {
+  while (!take_info(connection, component.export_name, found, sized)) {
   }
   if (!sized) connection.fail(EPROTO, " does not tell how large its export is");
   if (found.block_size > 4096 || (found.block_size & (found.block_size - 1)) != 0)

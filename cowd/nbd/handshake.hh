@@ -8,6 +8,7 @@
 #include <string>
 
 #include "cowd/core/spec.hh"
+#include "cowd/nbd/tls.hh"
 
 namespace cowd::nbd {
 
@@ -19,7 +20,8 @@ struct Export {
 };
 
 // Connects and negotiates within `limit`. Throws Error: ECONNREFUSED, EHOSTUNREACH, ETIMEDOUT,
-// ENOENT (no such export), EPROTO, EPERM (TLS is wanted).
-Export open_export(const Component& component, std::chrono::milliseconds limit);
+// ENOENT (no such export), EPROTO, EPERM (TLS is wanted by one side only), and what Tls does.
+Export open_export(const Component& component, const TlsSettings& tls,
+                   std::chrono::milliseconds limit);
 
 }  // namespace cowd::nbd

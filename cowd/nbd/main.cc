@@ -3,6 +3,7 @@
 // the kernel has it.
 //
 //   cowd-nbd --backend TEXT --hold FILE [--request-timeout S] [--dead-timeout S]
+//   [--tls required [--tls-ca FILE] [--tls-certificate FILE --tls-key FILE] [--tls-name NAME]]
 //   nbd://HOST[:PORT]/EXPORT
 //
 // States: 1. connect, hand over to the kernel, open the device, say that its last close disconnects
@@ -56,12 +57,14 @@ struct Options {
   std::string backend;
   std::string hold;
   Timeouts timeouts;
+  TlsSettings tls;
   Component component;
 };
 
 int usage() {
   std::cerr << "usage: cowd-nbd --backend TEXT --hold FILE [--request-timeout S] "
-               "[--dead-timeout S] nbd://HOST[:PORT]/EXPORT\n";
+               "[--dead-timeout S] [--tls required [--tls-ca FILE] [--tls-certificate FILE "
+               "--tls-key FILE] [--tls-name NAME]] nbd://HOST[:PORT]/EXPORT\n";
   return 2;
 }
 
@@ -85,6 +88,16 @@ bool parse(const std::vector<std::string>& words, Options& options) {
       options.timeouts.request = seconds(value);
     else if (words[at] == "--dead-timeout")
       options.timeouts.dead = seconds(value);
+    else if (words[at] == "--tls" && value == "required")
+      options.tls.wanted = true;
+    else if (words[at] == "--tls-ca")
+      options.tls.ca = value;
+    else if (words[at] == "--tls-certificate")
+      options.tls.certificate = value;
+    else if (words[at] == "--tls-key")
+      options.tls.key = value;
+    else if (words[at] == "--tls-name")
+      options.tls.server_name = value;
     else
       return false;
   }
@@ -99,7 +112,7 @@ class Keeper {
 
   // State 1.
   void connect() {
-    const Export found = open_export(options_.component, kHandshake);
+    const Export found = open_export(options_.component, options_.tls, kHandshake);
     size_ = found.size;
     socket_ = found.fd;
     index_ = netlink_.connect(found, options_.timeouts, options_.backend);
@@ -183,7 +196,7 @@ class Keeper {
     std::string said;
     for (; configured(); delay = std::min(delay * 2, kLongestDelay)) {
       try {
-        const Export found = open_export(options_.component, kHandshake);
+        const Export found = open_export(options_.component, options_.tls, kHandshake);
         socket_ = found.fd;
         if (found.size != size_)
           throw Error(ESTALE, "The export has " + std::to_string(found.size) +

@@ -4,6 +4,6 @@
 
 BINS += cowd-nbd
 cowd-nbd_SRCS   := $(sort $(wildcard cowd/nbd/*.cc))
-cowd-nbd_LDLIBS := $(CORE_LDLIBS)
+cowd-nbd_LDLIBS := $(CORE_LDLIBS) -lgnutls
 cowd-nbd_DIR    := sbin
 build/bin/cowd-nbd: $(CORE_LIB)

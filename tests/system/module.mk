@@ -23,3 +23,4 @@ backing-nbd.sh_TIMEOUT := 600
 fs-workload.sh_TIMEOUT := 480
 no-space.sh_TIMEOUT := 900
 backing-iscsi.sh_TIMEOUT := 600
+nbd-tls.sh_TIMEOUT := 300

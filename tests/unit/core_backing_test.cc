@@ -129,6 +129,10 @@ TEST_F(BackingTest, WrongOptionsAreNamed) {
   EXPECT_NE(refusal("[chap]\nuser = \"u\"\npassword = \"a\\nb\"\n").find("printable"),
             std::string::npos);
   EXPECT_NE(refusal("[chap]\nuser = \"u\"\nname = \"a\"\n").find("chap.name"), std::string::npos);
+  EXPECT_NE(refusal("[tls]\nca = \"ca.pem\"\n").find("path from /"), std::string::npos);
+  EXPECT_NE(refusal("[tls]\nkey = \"/k\"\n").find("certificate and key"), std::string::npos);
+  EXPECT_NE(refusal("[tls]\npsk = \"/k\"\n").find("tls.psk"), std::string::npos);
+  EXPECT_NE(refusal("[tls]\nca = \"/ca.pem\"\n").find("no nbd://"), std::string::npos);
   EXPECT_EQ(refusal("on_backing_loss = \"error\"\n"), "nothing was refused");
 }
 
