@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-#include <utility>
-
 #include "cowd/core/backing.hh"
-
-#include <functional>
-#include <mutex>
 
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include <functional>
+#include <mutex>
+#include <utility>
 
 #include "cowd/core/disk_options.hh"
 #include "cowd/core/errno_name.hh"
@@ -70,7 +69,8 @@ template <typename T>
 std::shared_ptr<T> let_go_elsewhere(std::shared_ptr<T> owned, std::shared_ptr<void> keeper,
                                     bool background) {
   T* const raw = owned.get();
-  const auto let_go = [owned = std::move(owned), keeper = std::move(keeper), background](T*) mutable {
+  const auto let_go = [owned = std::move(owned), keeper = std::move(keeper),
+                       background](T*) mutable {
     std::function<void()> work = [disk = std::move(owned), device = std::move(keeper)]() mutable {
       disk.reset();
       device.reset();

@@ -2,12 +2,12 @@
 // From a component of a disk specification to something that can be a destination.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
-
-#include <sys/types.h>
 
 #include "cowd/core/disk.hh"
 #include "cowd/core/spec.hh"
@@ -37,9 +37,9 @@ void set_backing_settings(const BackingSettings& settings);
 void release_unused_backings();
 
 enum class BackingUse {
-  base,  // read-only, may be shared
-  top,   // writable, nobody else may have it
-  look,  // read-only, for tools (info, map, check): a file is opened without a loop device
+  base,      // read-only, may be shared
+  top,       // writable, nobody else may have it
+  look,      // read-only, for tools (info, map, check): a file is opened without a loop device
   change,    // writable, nobody else may have it, for tools (create, repair); a file as with look
   reattach,  // writable, already claimed by the dm device that an earlier cowd made
 };

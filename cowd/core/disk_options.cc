@@ -123,6 +123,10 @@ DiskOptions check_disk_options(const toml::value& table, const std::string& file
       const auto time = parse_duration(need_string(value, file + ": backing_loss_timeout"),
                                        file + ": backing_loss_timeout");
       seconds = std::max<int64_t>(1, std::chrono::ceil<std::chrono::seconds>(time).count());
+    } else if (key == "keep_on_reboot") {
+      if (!value.is_boolean())
+        throw Error(EINVAL, file + ": keep_on_reboot has to be true or false.");
+      options.keep_on_reboot = value.as_boolean();
     } else if (key == "chap") {
       take_chap(value, file, options);
     } else if (key == "tls") {
@@ -130,9 +134,10 @@ DiskOptions check_disk_options(const toml::value& table, const std::string& file
       if (!is_over(table, Component::Kind::nbd))
         throw Error(EINVAL, file + " has a table [tls], but its disk has no nbd:// in it.");
     } else {
-      throw Error(EINVAL, file + " has the key '" + key +
-                              "', which is not known; 'spec' is, 'on_backing_loss', "
-                              "'backing_loss_timeout' and the tables 'chap' and 'tls'.");
+      throw Error(EINVAL,
+                  file + " has the key '" + key +
+                      "', which is not known; 'spec' is, 'on_backing_loss', "
+                      "'backing_loss_timeout', 'keep_on_reboot' and the tables 'chap' and 'tls'.");
     }
   }
   if (on_loss && *on_loss != "wait" && *on_loss != "error")

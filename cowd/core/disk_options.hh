@@ -21,6 +21,7 @@ struct DiskOptions {
     std::optional<uint64_t> seconds;  // none: wait
   };
   std::optional<Loss> loss;  // on_backing_loss
+  std::optional<bool> keep_on_reboot;
   // CHAP, empty where there is none; the target_ ones are what the target has to prove.
   std::string user, password, target_user, target_password;
   // TLS to an NBD server: paths of PEM files, empty where there is none.
@@ -29,6 +30,13 @@ struct DiskOptions {
   };
   std::optional<Tls> tls;
 };
+
+struct NamedDisk {
+  DiskSpec spec;  // names no other
+  DiskOptions options;
+};
+// DIR/NAME.toml. Throws Error with a sentence: ENOENT, EINVAL.
+NamedDisk read_named_disk(const std::string& name, const std::filesystem::path& dir);
 
 // The options of the first of the directory's files that names `component`; none are no error, nor
 // are files that cannot be read. Throws Error(EPERM) for a password in a file that others

@@ -8,12 +8,11 @@
 
 namespace cowd {
 
-DiskSpec resolve_named_spec(const DiskSpec& spec, const std::filesystem::path& dir) {
-  if (spec.named.empty()) return spec;
-  const std::string file = dir / (spec.named + ".toml");
+NamedDisk read_named_disk(const std::string& name, const std::filesystem::path& dir) {
+  const std::string file = dir / (name + ".toml");
   std::ifstream stream(file, std::ios::binary);
   if (!stream)
-    throw Error(ENOENT, "The disk @" + spec.named + " has no file " + file +
+    throw Error(ENOENT, "The disk @" + name + " has no file " + file +
                             " that can be read; write one, with spec = \"FORMAT:TOP:BASE\".");
   toml::value table;
   try {
@@ -25,14 +24,18 @@ DiskSpec resolve_named_spec(const DiskSpec& spec, const std::filesystem::path& d
   } catch (const std::exception&) {
     throw Error(EINVAL, file + " is not TOML.");
   }
-  check_disk_options(table, file);
+  const DiskOptions options = check_disk_options(table, file);
   if (!table.contains("spec") || !table.at("spec").is_string())
     throw Error(EINVAL, file + " needs spec = \"FORMAT:TOP:BASE\".");
   const DiskSpec inner = parse_spec(table.at("spec").as_string().str);
   if (!inner.named.empty())
     throw Error(EINVAL,
                 file + " names another disk, @" + inner.named + "; write its specification.");
-  return inner;
+  return {inner, options};
+}
+
+DiskSpec resolve_named_spec(const DiskSpec& spec, const std::filesystem::path& dir) {
+  return spec.named.empty() ? spec : read_named_disk(spec.named, dir).spec;
 }
 
 }  // namespace cowd

@@ -4,10 +4,10 @@
 // whatever could be read in another way as well is refused.
 #include "cowd/core/spec.hh"
 
+#include <arpa/inet.h>
+
 #include <algorithm>
 #include <charconv>
-
-#include <arpa/inet.h>
 
 #include "cowd/core/error.hh"
 #include "cowd/core/utf8.hh"
@@ -85,10 +85,11 @@ class Parser {
     // What stands before '@' in a URI may be a password: it is not said again.
     const size_t uri = all_.find("://");
     if (uri != all_.npos && all_.find('@', uri) != all_.npos)
-      throw Error(EINVAL,
-                  "This is no disk specification: a URI in it has a user or password, an '@', where "
-                  "none may be, for guests can read it. They belong into the file of a named disk "
-                  "(docs/backings.md).");
+      throw Error(
+          EINVAL,
+          "This is no disk specification: a URI in it has a user or password, an '@', where "
+          "none may be, for guests can read it. They belong into the file of a named disk "
+          "(docs/backings.md).");
     throw Error(EINVAL, in_quotes(all_) +
                             " is not a disk specification ([dmu:]FORMAT:TOP[:BASE]): " + why + ".");
   }

@@ -61,7 +61,8 @@ unsigned domid_of(const std::string& path) {
 std::string device_name(const std::string& domain, const std::string& vdev) {
   std::string name;
   for (char c : domain + "-" + vdev)
-    name += std::isalnum(static_cast<unsigned char>(c)) || c == '-' || c == '.' || c == '_' ? c : '_';
+    name +=
+        std::isalnum(static_cast<unsigned char>(c)) || c == '-' || c == '.' || c == '_' ? c : '_';
   return "vm-" + name.substr(0, 80);
 }
 
@@ -234,8 +235,12 @@ Task<nlohmann::json> Vbds::add_here(std::string path, std::function<Task<>()> st
 Task<Vbds::DiskPtr> Vbds::join_or_make(const Node& node) {
   DiskSpec spec = parse_spec(node.params);
   const std::string asked = spec.text();
-  if (!spec.named.empty())
-    spec = co_await blocking(resolve_named_spec, spec, config_.paths.disks_dir);
+  bool keep_on_reboot = config_.devices.keep_on_reboot;
+  if (!spec.named.empty()) {
+    const NamedDisk named = co_await blocking(read_named_disk, spec.named, config_.paths.disks_dir);
+    spec = named.spec;
+    keep_on_reboot = named.options.keep_on_reboot.value_or(keep_on_reboot);
+  }
   for (;;) {
     DiskPtr mine = find(node.path);
     DiskPtr disk = mine ? mine : find_same(node, asked);
@@ -261,7 +266,7 @@ Task<Vbds::DiskPtr> Vbds::join_or_make(const Node& node) {
   disk->note.name = node.domain;
   disk->note.asked = asked;
   disk->note.vbds = {node.path};
-  disk->note.keep_on_reboot = config_.devices.keep_on_reboot;
+  disk->note.keep_on_reboot = keep_on_reboot;
   disk->read_only = node.read_only;
   disk->transient = spec.top.kind == Component::Kind::transient;
   const std::string placeholder = "attaching " + node.path;
@@ -431,9 +436,9 @@ Task<> Vbds::leave(DiskPtr disk, Device::Leaving how, bool keep) {
       why = error.what();
     }
     std::string id = new_error_id();
-    std::string sentence = text("The disk ", disk->note.vdev, " of ", disk->note.name, " (",
-                                disk->device, ") cannot be ", keep ? "saved" : "detached", ". ",
-                                why, " cowd goes on trying.");
+    std::string sentence =
+        text("The disk ", disk->note.vdev, " of ", disk->note.name, " (", disk->device,
+             ") cannot be ", keep ? "saved" : "detached", ". ", why, " cowd goes on trying.");
     log(Level::error, sentence, {disk->device, id});
     events_.add("xen-error", disk->device, sentence, id);
     asio::steady_timer pause(strand_, kPreserveAgain);

@@ -36,7 +36,9 @@ Task<Vbds*> XenLink::get() { return on(strand_, get_here()); }
 
 Task<Vbds*> XenLink::get_here() {
   if (!xen_is_here())
-    throw Error(ENOSYS, "This host is no domain 0 of Xen, and driver domains are not served: let cowd run in domain 0, and name no backend= in the disk.");
+    throw Error(ENOSYS,
+                "This host is no domain 0 of Xen, and driver domains are not served: let cowd run "
+                "in domain 0, and name no backend= in the disk.");
   while (!started_ || opening_) co_await changed_.wait();
   if (vbds_) co_return vbds_.get();
   opening_ = true;
@@ -66,8 +68,8 @@ Task<> XenLink::start_here() {
   try {
     co_await get_here();
   } catch (const Error& error) {
-    log(Level::info, text("Disks of domains are served from the first request for one on. ",
-                          error.what()));
+    log(Level::info,
+        text("Disks of domains are served from the first request for one on. ", error.what()));
   }
 }
 

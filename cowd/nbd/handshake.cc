@@ -245,9 +245,8 @@ void ask_for(Connection& connection, const std::string& name) {
   if (type == kErrorUnknown)
     connection.fail(ENOENT, " has no export '" + name + "'" + reason + ". Check the name");
   if (type == kErrorTls)
-    connection.fail(EPERM,
-                    " wants TLS for the export '" + name + "'" + reason +
-                        ": give its disk a file with a table [tls], docs/backings.md");
+    connection.fail(EPERM, " wants TLS for the export '" + name + "'" + reason +
+                               ": give its disk a file with a table [tls], docs/backings.md");
   if (type == kErrorPolicy)
     connection.fail(EPERM, " does not let this host have the export '" + name + "'" + reason);
   connection.fail(EPROTO, " refuses the export '" + name + "' with the reply " +

@@ -78,8 +78,8 @@ Tls::Tls(int fd, const TlsSettings& settings, const std::string& host, std::stri
       throw Error(EINVAL, "The certificate " + settings.certificate + " and the key " +
                               settings.key + " cannot be used: " + gnutls_strerror(error) + ".");
   }
-  error = gnutls_init(&session, GNUTLS_CLIENT | GNUTLS_NONBLOCK | GNUTLS_NO_SIGNAL |
-                                    GNUTLS_NO_AUTO_REKEY);
+  error = gnutls_init(&session,
+                      GNUTLS_CLIENT | GNUTLS_NONBLOCK | GNUTLS_NO_SIGNAL | GNUTLS_NO_AUTO_REKEY);
   if (error >= 0) error = gnutls_priority_set_direct(session, kPriority, nullptr);
   if (error >= 0) error = gnutls_credentials_set(session, GNUTLS_CRD_CERTIFICATE, credentials);
   if (error < 0) failed(error, "cannot be talked to");
@@ -143,8 +143,8 @@ template <typename Info>
 void Tls::give_keys(int direction, int version, int cipher) {
   gnutls_datum_t mac{}, iv{}, key{};
   unsigned char number[8];
-  const int error = gnutls_record_get_state(session_->session, direction == TLS_RX, &mac, &iv,
-                                            &key, number);
+  const int error =
+      gnutls_record_get_state(session_->session, direction == TLS_RX, &mac, &iv, &key, number);
   if (error < 0) failed(error, "cannot be talked to by the kernel");
   Info info{};
   info.info.version = static_cast<uint16_t>(version);
@@ -170,8 +170,8 @@ void Tls::hand_over() {
   if (setsockopt(fd_, IPPROTO_TCP, TCP_ULP, "tls", sizeof "tls") != 0)
     throw Error(ENOTSUP, "The kernel cannot do TLS (" + errno_text(errno) +
                              "): load its module tls, CONFIG_TLS.");
-  const int version = gnutls_protocol_get_version(session) == GNUTLS_TLS1_3 ? TLS_1_3_VERSION
-                                                                            : TLS_1_2_VERSION;
+  const int version =
+      gnutls_protocol_get_version(session) == GNUTLS_TLS1_3 ? TLS_1_3_VERSION : TLS_1_2_VERSION;
   for (const int direction : {TLS_TX, TLS_RX}) {
     if (gnutls_cipher_get(session) == GNUTLS_CIPHER_AES_256_GCM)
       give_keys<tls12_crypto_info_aes_gcm_256>(direction, version, TLS_CIPHER_AES_GCM_256);

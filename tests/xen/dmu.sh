@@ -11,7 +11,11 @@ here=$(dirname "$0")
 
 KIB=65536 # of the bases
 EXAMPLES=$TOP/xl-config-examples
-tear_down() { systemctl stop cowd; }
+CONF=/usr/local/etc/cowd
+tear_down() {
+	systemctl stop cowd
+	rm -f "$CONF/disks.d/kept.toml"
+}
 
 # The failure's id, which an operator must find wherever he looks.
 id_of() { grep -oE 'e-[0-9a-f]{8}' <<<"$1" | head -n 1; }
@@ -86,10 +90,16 @@ if create_from v "$EXAMPLES/transient.cfg"; then
 	in_guest v verify xvda 4 0 "$KIB"
 	in_guest v scatter xvda 10 100 "$KIB"
 	in_guest v scattered xvda 10 100 "$KIB"
+	need mkdir -p "$CONF/disks.d"
+	printf '%s\n' 'spec = "dscow:transient@vg:/dev/vg/golden"' 'keep_on_reboot = true' >"$CONF/disks.d/kept.toml"
+	check "a named disk is attached to it" xl block-attach v '@kept,raw,xvdb,w,script=block-dmu'
+	in_guest v appears xvdb
+	in_guest v scatter xvdb 11 100 "$KIB"
 	in_guest v reboot
 	if booted v; then
 		ok "v boots again"
 		in_guest v verify xvda 4 0 "$KIB"
+		in_guest v scattered xvdb 11 100 "$KIB"
 		in_guest v poweroff
 		gone v
 	fi
