@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "cowd/core/disk_options.hh"
 #include "cowd/core/error.hh"
 #include "cowd/daemon/blocking_call.hh"
 #include "cowd/daemon/error_id.hh"
