@@ -29,6 +29,12 @@ namespace cowd::nbd {
 
 namespace {
 
+std::string words_of(int error) {
+  std::string words = gnutls_strerror(error);
+  while (words.ends_with('.')) words.pop_back();
+  return words;
+}
+
 // What the kernel can go on with.
 constexpr const char* kPriority =
     "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2:-CIPHER-ALL:+AES-256-GCM:+AES-128-GCM";
@@ -58,6 +64,7 @@ Tls::Tls(int fd, const TlsSettings& settings, const std::string& host, std::stri
     : fd_(fd),
       where_(std::move(where)),
       wait_(std::move(wait)),
+      known_(!settings.key.empty()),
       session_(std::make_unique<Session>()) {
   auto& [credentials, session] = *session_;
   int error = gnutls_certificate_allocate_credentials(&credentials);
@@ -68,15 +75,15 @@ Tls::Tls(int fd, const TlsSettings& settings, const std::string& host, std::stri
   if (error <= 0)
     throw Error(ENOENT, "No certificate of an authority is to be had from " +
                             (settings.ca.empty() ? "what this host trusts" : settings.ca) +
-                            (error < 0 ? std::string(": ") + gnutls_strerror(error) : "") +
+                            (error < 0 ? ": " + words_of(error) : "") +
                             ". Name one by ca in [tls].");
-  if (!settings.key.empty()) {
+  if (known_) {
     check_key_file(settings.key);
     error = gnutls_certificate_set_x509_key_file(credentials, settings.certificate.c_str(),
                                                  settings.key.c_str(), GNUTLS_X509_FMT_PEM);
     if (error < 0)
       throw Error(EINVAL, "The certificate " + settings.certificate + " and the key " +
-                              settings.key + " cannot be used: " + gnutls_strerror(error) + ".");
+                              settings.key + " cannot be used: " + words_of(error) + ".");
   }
   error = gnutls_init(&session,
                       GNUTLS_CLIENT | GNUTLS_NONBLOCK | GNUTLS_NO_SIGNAL | GNUTLS_NO_AUTO_REKEY);
@@ -115,13 +122,14 @@ int Tls::insist(Call call) {
 }
 
 void Tls::failed(int error, const char* doing) const {
-  std::string why = gnutls_strerror(error);
+  std::string why = words_of(error);
   if (error == GNUTLS_E_FATAL_ALERT_RECEIVED) {
     const char* alert = gnutls_alert_get_name(gnutls_alert_get(session_->session));
-    why = std::string("it says '") + (alert ? alert : "?") +
-          "'; see certificate and key in [tls], and the server's log";
+    why = "it says '" + std::string(alert ? alert : "?") + "'";
   }
-  throw Error(EPROTO, where_ + " " + doing + ": " + why + ".");
+  throw Error(EPROTO, where_ + " " + doing + ": " + why +
+                          (known_ ? ". See" : "; if it wants to know this host, see") +
+                          " certificate and key in [tls], and the server's log.");
 }
 
 size_t Tls::read(void* to, size_t size) {

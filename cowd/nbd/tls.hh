@@ -43,6 +43,7 @@ class Tls {
   const int fd_;
   const std::string where_;
   const std::function<void(short)> wait_;
+  const bool known_;  // this host has a certificate
   std::unique_ptr<Session> session_;
 
   template <typename Call>

@@ -34,7 +34,6 @@ tgt() { tgtadm --lld iscsi "$@"; }
 start_target() {
 	local unit
 	tgtd -f --iscsi portal=127.0.0.1:3260 >>"$WORK/tgtd.log" 2>&1 &
-	target=$!
 	until_true 30 tgtadm --op show --mode sys || return
 	# Nobody is told that there is no such target while they are made.
 	tgtadm --op update --mode sys --name State -v offline
@@ -53,9 +52,10 @@ start_target() {
 	tgtadm --op update --mode sys --name State -v ready
 }
 end_target() {
-	kill -KILL "$target"
-	wait "$target" 2>/dev/null
-	target=
+	local pid
+	pid=$(pgrep -x tgtd)
+	kill -KILL "$pid"
+	tail --pid="$pid" -f /dev/null
 }
 start_iscsid() {
 	iscsid -f >>"$WORK/iscsid.log" 2>&1 &
@@ -138,12 +138,12 @@ refused() {
 refused "a unit that is not there" "raw:$url/7" "logical unit 7"
 check "the session stays for the others" test "$(sessions cowd)" = 1
 refused "an unknown target" "raw:iscsi://127.0.0.1/$IQN%3Anone/1" "$IQN:none at 127.0.0.1:3260 is not there"
-refused "a portal where nobody listens" "raw:${url/127.0.0.1/127.0.0.1:3261}/1" "at 127.0.0.1:3261"
+refused "a portal where nobody listens" "raw:${url/127.0.0.1/127.0.0.1:3261}/9" "at 127.0.0.1:3261"
 python3 -c 'import socket, time
 s = socket.create_server(("127.0.0.1", 3262))
 time.sleep(600)' &
 silent=$!
-refused "a portal that says nothing" "raw:${url/127.0.0.1/127.0.0.1:3262}/1" "does not answer"
+refused "a portal that says nothing" "raw:${url/127.0.0.1/127.0.0.1:3262}/9" "does not answer"
 kill $silent
 wait $silent 2>/dev/null
 refused "a user in a URI" "raw:${url/127.0.0.1/guest:$SECRET@127.0.0.1}/1" "user or password"

@@ -13,9 +13,10 @@ STORE=$WORK/top.img
 PKI=$WORK/pki
 truncate -s 64M "$BASE" "$STORE"
 need mkfs.ext4 -q "$BASE"
-mkdir "$PKI" "$WORK/disks.d"
-printf '[paths]\ndisks_dir = "%s"\n' "$WORK/disks.d" >"$WORK/cowd.toml"
-cowd_command+=(--config "$WORK/cowd.toml")
+mkdir "$PKI"
+# Where cowctl, too, looks for named disks.
+DISKS=/etc/cowd/disks.d
+need mkdir -p $DISKS
 
 # authority FILE: a certificate that signs others.
 authority() {
@@ -56,7 +57,7 @@ end_server() {
 }
 # named NAME URL WORDS...: a named disk with TLS.
 named() {
-	local file=$WORK/disks.d/$1.toml
+	local file=$DISKS/$1.toml
 	printf '%s\n' "spec = \"$2\"" '[tls]' "${@:3}" >"$file"
 }
 # refused NAME WORDS: attaching @NAME is, with these.
@@ -98,7 +99,7 @@ refused disk "No certificate of an authority" "a missing file is named"
 check "nothing stays connected after that" eval "! grep -q cowd /sys/block/nbd*/backend"
 
 # --- TLS 1.3, under a dscow store here ---
-rm "$WORK/disks.d/disk.toml"
+rm "$DISKS/disk.toml"
 named base "dscow:$(vol cow):$url" "$ca" "$name" "${host[@]}"
 check "create over it" ctl create --force @base
 check "attach" ctl attach --name one @base
@@ -129,3 +130,4 @@ check "nothing was taken for forged" eval "! grep -E 'TlsDecryptError.*[1-9]' /p
 end_server base
 end_server top
 end_server clear
+rm "$DISKS/disk.toml" "$DISKS/base.toml"
