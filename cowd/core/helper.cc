@@ -34,6 +34,8 @@ std::vector<std::string> as_unit(const std::vector<std::string>& argv) {
   std::vector<std::string> all = {
       "systemd-run", "--quiet", "--collect", "--unit=" + name + "-" + random_word() + ".service",
       "--property=Type=forking",
+      // Killed, it is started again; not where it failed, which its caller is told.
+      "--property=Restart=on-abnormal", "--property=RestartSec=1",
       // Disks lie on it: it goes last, and the kernel ends it.
       "--property=DefaultDependencies=no", "--property=IgnoreOnIsolate=yes",
       "--property=OOMScoreAdjust=-1000", "--"};

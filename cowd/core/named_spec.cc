@@ -2,11 +2,14 @@
 #include <fstream>
 #include <toml.hpp>
 
+#include "build/config.h"
 #include "cowd/core/disk_options_toml.hh"
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/spec.hh"
 
 namespace cowd {
+
+const char* const kDisksDir = COWD_SYSCONF_DIR "/disks.d";
 
 NamedDisk read_named_disk(const std::string& name, const std::filesystem::path& dir) {
   const std::string file = dir / (name + ".toml");

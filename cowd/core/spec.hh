@@ -45,7 +45,7 @@ struct DiskSpec {
   bool operator==(const DiskSpec&) const = default;
 };
 
-inline constexpr const char* kDisksDir = "/etc/cowd/disks.d";
+extern const char* const kDisksDir;  // where make install puts configuration
 
 // Reads nothing but its argument. Throws Error(EINVAL).
 DiskSpec parse_spec(std::string_view text);

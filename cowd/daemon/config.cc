@@ -12,6 +12,7 @@
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/error.hh"
 #include "cowd/core/json.hh"
+#include "cowd/core/spec.hh"
 #include "cowd/core/units.hh"
 #include "cowd/daemon/text.hh"
 
@@ -251,7 +252,7 @@ void check_whole(const Config& config, const std::string& file) {
 Config default_config() {
   Config config;
   config.paths.run_dir = COWD_RUN_DIR;
-  config.paths.disks_dir = COWD_SYSCONF_DIR "/disks.d";
+  config.paths.disks_dir = kDisksDir;
   config.log.targets = {LogTarget::journald};
   return config;
 }

@@ -12,6 +12,8 @@
 //         3. wait until the connection dies. Is the device disconnected: end. Else connect
 //            anew; requests wait in the kernel meanwhile, for as long as --dead-timeout says.
 // What fails in state 1 is written to FILE, as ERRNO: SENTENCE.
+// Started again, by whoever saw it killed, FILE is no more: it goes on in state 3 then, with the
+// device that it finds, whose connection it may have to replace.
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/inotify.h>
@@ -26,6 +28,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <string>
@@ -52,6 +55,7 @@ using Clock = std::chrono::steady_clock;
 constexpr auto kHandshake = 10s;
 constexpr auto kLongestHold = 60s;
 constexpr auto kLongestDelay = 5000ms;
+constexpr auto kLook = 5000ms;
 
 struct Options {
   std::string backend;
@@ -125,12 +129,37 @@ class Keeper {
     }
   }
 
+  // In place of state 1, where another of us was killed: whether the device is still there.
+  bool adopt() {
+    std::error_code ignored;
+    for (const auto& entry : std::filesystem::directory_iterator("/sys/block", ignored)) {
+      const std::string name = entry.path().filename();
+      if (!name.starts_with("nbd")) continue;
+      index_ = static_cast<uint32_t>(std::strtoul(name.c_str() + 3, nullptr, 10));
+      if (!configured()) continue;
+      uint64_t sectors = 0;
+      std::ifstream(entry.path() / "size") >> sectors;
+      size_ = sectors * 512;
+      return true;
+    }
+    return false;
+  }
+
+  // State 3 from there on.
+  void keep_adopted() {
+    if (reconnect()) watch();
+  }
+
   // States 2 and 3, until the device is gone.
   void keep() {
     hold();
+    watch();
+  }
+
+ private:
+  void watch() {
     for (;;) {
-      wait_for_end();
-      if (!still_ours()) return;
+      if (!wait_for_end() && !still_ours()) return;
       std::cerr << name() << ": the connection to " << options_.component.text()
                 << " is lost; connecting again." << std::endl;
       if (!reconnect()) return;
@@ -138,7 +167,6 @@ class Keeper {
     }
   }
 
- private:
   std::string name() const { return "nbd" + std::to_string(index_); }
 
   void open_device() {
@@ -166,11 +194,18 @@ class Keeper {
     close(device_);
   }
 
-  // Our copy of the kernel's socket tells when it is shut down, by whomever.
-  void wait_for_end() const {
+  // Our copy of the kernel's socket tells when it is shut down, by whomever. Without one, the
+  // kernel does when the connection dies (true), and sysfs when the device was disconnected.
+  bool wait_for_end() {
+    if (socket_ < 0) {
+      while (configured())
+        if (netlink_.link_died(index_, kLook)) return true;
+      return false;
+    }
     pollfd polled{socket_, POLLRDHUP, 0};
     while (poll(&polled, 1, -1) < 0 && errno == EINTR) {
     }
+    return false;
   }
 
   // The kernel either says that the connection died, or it is disconnecting the device:
@@ -189,8 +224,9 @@ class Keeper {
     return std::getline(in, line) && line == options_.backend;
   }
 
+  // Also true where the kernel takes no other connection, as it has one.
   bool reconnect() {
-    close(socket_);
+    if (socket_ >= 0) close(socket_);
     socket_ = -1;
     std::chrono::milliseconds delay = 100ms;
     std::string said;
@@ -205,6 +241,11 @@ class Keeper {
         netlink_.reconnect(index_, socket_, options_.backend);
         return true;
       } catch (const Error& error) {
+        if (error.code() == ENOSPC) {
+          close(socket_);
+          socket_ = -1;
+          return true;
+        }
         if (said != error.what()) std::cerr << name() << ": " << error.what() << std::endl;
         said = error.what();
         if (socket_ >= 0) close(socket_);
@@ -261,10 +302,15 @@ int main(int argc, char** argv) {
   if (chdir("/") < 0) return 1;
   try {
     Keeper keeper(options);
-    keeper.connect();
+    const bool again = access(options.hold.c_str(), F_OK) != 0;
+    if (again && !keeper.adopt()) return 0;
+    if (!again) keeper.connect();
     go_on_in_background();
     protect();
-    keeper.keep();
+    if (again)
+      keeper.keep_adopted();
+    else
+      keeper.keep();
     return 0;
   } catch (const cowd::Error& error) {
     std::ofstream(options.hold) << cowd::errno_name(error.code()) << ": " << error.what();

@@ -117,6 +117,33 @@ check "detach it" cowctl detach far
 check "it is logged out of" bash -c \
 	'for i in {1..100}; do [[ -e /sys/class/iscsi_session/session1 ]] || exit 0; sleep 0.2; done; exit 1'
 
+# cowd-nbd outlives cowd; killed, it is started again, and looks after the device.
+until_true() { for ((i = 0; i < 200; i++)); do "$@" >/dev/null 2>&1 && return; sleep 0.1; done; return 1; }
+serve() { qemu-nbd --persistent --shared=4 -f raw -x far -p 10810 -b 127.0.0.1 --pid-file /tmp/nbd.pid --fork $unit; }
+another_keeper() { [[ $(pgrep -x cowd-nbd) =~ ^[0-9]+$ && $(pgrep -x cowd-nbd) != "$1" ]]; }
+serve
+check "attach an NBD export" cowctl attach --name far raw:nbd://127.0.0.1:10810/far
+keeper=$(pgrep -x cowd-nbd)
+kill -KILL "$keeper"
+check "its keeper is started again" until_true another_keeper "$keeper"
+keeper=$(pgrep -x cowd-nbd)
+server=$(cat /tmp/nbd.pid)
+kill -KILL "$server"
+tail --pid="$server" -f /dev/null
+dd if=/dev/mapper/far of=/dev/null bs=1M count=8 iflag=direct status=none &
+reading=$!
+serve
+wait $reading
+check "it connects again" test $? = 0
+kill -KILL "$keeper"
+check "and is started again after that" until_true another_keeper "$keeper"
+check "read from it" dd if=/dev/mapper/far of=/dev/null bs=1M iflag=direct status=none
+check "one device only is connected" test "$(cat /sys/block/nbd*/backend | wc -l)" = 1
+check "detach it" cowctl detach far
+check "its keeper ends" until_true eval "! pgrep -x cowd-nbd"
+check "the device is free" until_true eval '! cat /sys/block/nbd*/backend'
+kill "$(cat /tmp/nbd.pid)"
+
 check "stop for good" systemctl stop cowd.socket cowd
 check "the socket goes with it" test ! -e /run/cowd/control.sock
 systemd-analyze security cowd | tail -n 1

@@ -15,7 +15,7 @@ truncate -s 64M "$BASE" "$STORE"
 need mkfs.ext4 -q "$BASE"
 mkdir "$PKI"
 # Where cowctl, too, looks for named disks.
-DISKS=/etc/cowd/disks.d
+DISKS=/usr/local/etc/cowd/disks.d
 need mkdir -p $DISKS
 
 # authority FILE: a certificate that signs others.
