@@ -145,7 +145,11 @@ std::vector<std::string> disks_of(const Session& session, std::optional<uint16_t
 std::string node_of(const Session& session, uint16_t lun) {
   for (const std::string& disk : disks_of(session, lun)) {
     std::string node = "/dev/" + disk;
-    if (access(node.c_str(), F_OK) == 0) return node;
+    // There somewhat before the kernel lets it be opened.
+    const int fd = open(node.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    const bool not_yet = fd < 0 && (errno == ENOENT || errno == ENXIO || errno == ENODEV);
+    if (fd >= 0) close(fd);
+    if (!not_yet) return node;
   }
   return {};
 }

@@ -145,9 +145,13 @@ class Keeper {
     return false;
   }
 
-  // State 3 from there on.
+  // State 3 from there on. The connection may have died while there was none of us; the kernel
+  // does not tell whether it takes another one, or has one. Taken, it needs not our copy.
   void keep_adopted() {
-    if (reconnect()) watch();
+    if (!reconnect()) return;
+    close(socket_);
+    socket_ = -1;
+    watch();
   }
 
   // States 2 and 3, until the device is gone.
@@ -224,7 +228,6 @@ class Keeper {
     return std::getline(in, line) && line == options_.backend;
   }
 
-  // Also true where the kernel takes no other connection, as it has one.
   bool reconnect() {
     if (socket_ >= 0) close(socket_);
     socket_ = -1;
@@ -241,11 +244,6 @@ class Keeper {
         netlink_.reconnect(index_, socket_, options_.backend);
         return true;
       } catch (const Error& error) {
-        if (error.code() == ENOSPC) {
-          close(socket_);
-          socket_ = -1;
-          return true;
-        }
         if (said != error.what()) std::cerr << name() << ": " << error.what() << std::endl;
         said = error.what();
         if (socket_ >= 0) close(socket_);

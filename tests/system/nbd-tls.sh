@@ -105,7 +105,7 @@ check "create over it" ctl create --force @base
 check "attach" ctl attach --name one @base
 check "the kernel does TLS 1.3" eval "ss -tniH dport = :10810 | grep 'tcp-ulp-tls.*version: 1.3'"
 check "reads the base" cmp -n 67108864 /dev/mapper/one "$BASE"
-reader() { for _ in {1..6}; do dd if=/dev/mapper/one of=/dev/null bs=1M iflag=direct status=none || return; done; }
+reader() { for _ in {1..2}; do dd if=/dev/mapper/one of=/dev/null bs=1M iflag=direct status=none || return; done; }
 reader >"$WORK/reader" 2>&1 &
 reading=$!
 end_server base
@@ -125,7 +125,7 @@ check "the kernel does TLS 1.2" eval "ss -tniH dport = :10811 | grep 'tcp-ulp-tl
 check "write to it" dd if=/dev/urandom of=/dev/mapper/top bs=1M count=32 oflag=direct conv=fsync status=none
 sum=$(sum_of /dev/mapper/top)
 need ctl detach top
-check "it is on the server" test "$(sum_of "$STORE")" = "$sum"
+check "it is on the server" test "$(sha256sum <"$STORE" | cut -d ' ' -f 1)" = "$sum"
 check "nothing was taken for forged" eval "! grep -E 'TlsDecryptError.*[1-9]' /proc/net/tls_stat"
 end_server base
 end_server top
