@@ -44,6 +44,7 @@ constexpr const char* kSessions = "/sys/class/iscsi_session";
 // (iscsi_record.cc).
 constexpr auto kAttach = 24s;
 constexpr auto kDiskAppears = 10s;
+constexpr int kLogOuts = 10;  // tries
 
 // A session of ours: what was asked for, not what the target calls itself.
 struct Key {
@@ -305,19 +306,25 @@ bool has_open_disk(const Session& session) {
   return false;
 }
 
+// False where that may come right by itself: iscsid is busy, a program still looks at a new disk.
+bool try_log_out(const Key& key) {
+  const auto session = find_session(key);
+  if (!session) return true;
+  const int alone = lock_session(*session, LOCK_EX);
+  if (alone < 0) return true;  // its last user does it
+  const bool ended = !has_open_disk(*session) &&
+                     run_child({"iscsiadm", "-m", "session", "-r", session->id(), "--logout"}).ok();
+  close(alone);
+  if (ended) delete_records(key);
+  return ended;
+}
+
 void log_out_if_unused(const Key& key) noexcept {
   try {
     const auto door = door_of(key);
     const std::lock_guard lock(*door);
-    const auto session = find_session(key);
-    if (!session) return;
-    const int alone = lock_session(*session, LOCK_EX);
-    if (alone < 0) return;
-    const bool ended =
-        !has_open_disk(*session) &&
-        run_child({"iscsiadm", "-m", "session", "-r", session->id(), "--logout"}).ok();
-    close(alone);
-    if (ended) delete_records(key);
+    for (int tries = 0; tries < kLogOuts && !try_log_out(key); tries++)
+      std::this_thread::sleep_for(500ms);
   } catch (const std::exception&) {
     // The next user, or the next start, tries again.
   }
