@@ -58,7 +58,8 @@ end_target() {
 	tail --pid="$pid" -f /dev/null
 }
 start_iscsid() {
-	iscsid -f >>"$WORK/iscsid.log" 2>&1 &
+	# It ends its whole process group with itself.
+	setsid iscsid -f >>"$WORK/iscsid.log" 2>&1 &
 	iscsid=$!
 }
 echo InitiatorName=iqn.1993-08.org.debian:01:lab >/etc/iscsi/initiatorname.iscsi
