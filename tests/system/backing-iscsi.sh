@@ -20,15 +20,6 @@ truncate -s 80M "$WORK/unit3"
 mkfs.ext4 -q -F "$WORK/unit1"
 before=$(sha256sum <"$WORK/unit1")
 
-until_true() { # SECONDS COMMAND...
-	local end=$((SECONDS + $1))
-	shift
-	until "$@" >/dev/null 2>&1; do
-		((SECONDS < end)) || return 1
-		sleep 0.2
-	done
-}
-
 # --- the target: "disks" for everybody, "closed" with CHAP in both directions ---
 tgt() { tgtadm --lld iscsi "$@"; }
 start_target() {

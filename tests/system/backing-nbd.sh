@@ -30,15 +30,6 @@ end_server() {
 connected() { cat /sys/block/nbd*/backend 2>/dev/null | grep -c "$1"; }
 keepers() { pgrep -c -x cowd-nbd; }
 
-# until_true SECONDS COMMAND...
-until_true() {
-	local end=$((SECONDS + $1))
-	shift
-	until "$@" >/dev/null 2>&1; do
-		((SECONDS < end)) || return 1
-		sleep 0.1
-	done
-}
 mkdir "$WORK/disks.d"
 printf '[paths]\ndisks_dir = "%s"\n' "$WORK/disks.d" >"$WORK/cowd.toml"
 cowd_command+=(--config "$WORK/cowd.toml")

@@ -127,6 +127,16 @@ counter() {
 	dmsetup status --noflush "$1" | tr ' ' '\n' | grep -x -A 1 "$2" | tail -n 1
 }
 
+# until_true SECONDS COMMAND...
+until_true() {
+	local end=$((SECONDS + $1))
+	shift
+	until "$@" >/dev/null 2>&1; do
+		((SECONDS < end)) || return 1
+		sleep 0.1
+	done
+}
+
 # What is on the disk, not what is cached above it.
 sum_of() { dd if="$1" bs=1M iflag=direct status=none | sha256sum | cut -d ' ' -f 1; }
 

@@ -31,14 +31,6 @@ configure() {
 }
 cowd_command+=(--config "$WORK/cowd.toml")
 
-until_true() { # SECONDS COMMAND...
-	local end=$((SECONDS + $1))
-	shift
-	until "$@" >/dev/null 2>&1; do
-		((SECONDS < end)) || return 1
-		sleep 0.2
-	done
-}
 field() { ctl --json info disk | jq -r "$1"; }
 waits() { [[ $(field .state) == waiting-for-space ]]; }
 events() { ctl --json events | jq -r '.type'; }
