@@ -15,6 +15,7 @@
 #                -> build/tests/kernel/NAME
 #   SECOND_KERNEL_TESTS those of KERNEL_TESTS that are also run on the newer kernel
 #   DEBUG_KERNEL_TESTS  and those run on one with KASAN and lockdep (check-long)
+#   LONG_KERNEL_TESTS, LONG_XEN_TESTS  as KERNEL_TESTS and XEN_TESTS, in check-long
 #   SERVICE_TESTS scripts for a machine with systemd and the tree installed
 #   XEN_TESTS    scripts for a domain 0 with the tree installed
 #   TEST_TOOLS   programs that kernel tests use -> build/tests/kernel/NAME
@@ -286,10 +287,17 @@ check-$(1): all tests
 endef
 $(eval $(call suite,kernel,,$(KERNEL_TESTS)))
 $(eval $(call suite,second-kernel,--kernel 6.12,$(SECOND_KERNEL_TESTS)))
+$(eval $(call suite,newest-kernel,--kernel "$$$$(tests/lab/make-module trixie newest)",$(SECOND_KERNEL_TESTS)))
 $(eval $(call suite,service,--systemd --installed,$(SERVICE_TESTS)))
 $(eval $(call suite,xen,--xen --installed,$(XEN_TESTS)))
 $(eval $(call suite,long-xen,--xen --installed,$(LONG_XEN_TESTS)))
+$(eval $(call suite,long-kernel,,$(LONG_KERNEL_TESTS)))
 $(eval $(call suite,debug-kernel,--slow 6 --kernel "$$$$(tests/lab/make-debug-kernel)",$(DEBUG_KERNEL_TESTS)))
+
+# The module on every kernel that Debian has for its users, beside the one of make check-kernel.
+check-matrix:
+	$(quiet)$(MAKE) --no-print-directory check-second-kernel
+	$(quiet)$(MAKE) --no-print-directory check-newest-kernel
 
 # Two machines after each other, and one that boots twice.
 check-power-cut: all tests
@@ -307,9 +315,22 @@ bench: all tests
 check-long:
 	$(quiet)tests/setup --debug-kernel
 	$(quiet)$(MAKE) --no-print-directory check-debug-kernel
+	$(quiet)$(MAKE) --no-print-directory check-long-kernel
 	$(quiet)$(MAKE) --no-print-directory check-long-xen
 	$(quiet)$(MAKE) --no-print-directory check-xen-reboot
 	$(quiet)$(MAKE) --no-print-directory check-power-cut-without-flush
+	$(quiet)$(MAKE) --no-print-directory check-long-formats
+
+# Random sequences, and sequences with the power cut at every moment: unit tests that play some of
+# them play so many (tests/sim/sequences.hh), with their files in memory.
+SEQUENCES ?= 10000
+CRASHES   ?= 30
+sequence-tests := $(addprefix $(B)/tests/unit/,qcow2-sequences qcow-image vmdk-image vhd-image \
+  dscow-model)
+check-long-formats: $(sequence-tests)
+	$(quiet)folder=$$(mktemp -d -p /dev/shm cowd-XXXXXX); trap 'rm -rf "$$folder"' EXIT; \
+	  TMPDIR=$$folder COWD_SEQUENCES=$(SEQUENCES) COWD_CRASHES=$(CRASHES) \
+	  GTEST_FILTER='*.AnySequence*:*.SurvivesCrashes*' tests/run-unit $(^:%=%:14400)
 
 list-tests:
 	@printf '%s\n' $(foreach t,$(UNIT_TESTS),unit:$(t)) $(foreach t,$(KERNEL_TESTS),kernel:$(t)) \
@@ -395,7 +416,7 @@ help:
 
 FORCE:
 .PHONY: all tests kmod sparse checkpatch check check-unit check-kernel \
-  check-second-kernel check-service check-xen check-debug-kernel check-power-cut check-xen-reboot \
-  check-power-cut-without-flush check-long check-long-xen bench demo \
+  check-second-kernel check-newest-kernel check-matrix check-service check-xen check-debug-kernel check-power-cut check-xen-reboot \
+  check-power-cut-without-flush check-long check-long-formats check-long-xen bench demo \
   setup install install-user install-kmod install-dkms dist clean distclean \
   help list-tests FORCE $(kernel-releases:%=sparse-%)

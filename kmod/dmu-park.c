@@ -202,11 +202,13 @@ void dmu_items_requeue_sent(struct dmu_device *dev)
 
 /*
  * What the daemon may be answering from a state that INVALIDATE has just ended is
- * asked again under a new id, so that the late answer gets ENOENT.
+ * asked again under a new id, so that the late answer gets ENOENT. Who asked for bits
+ * looks again: there may be no overlay any more that they could be of.
  */
 void dmu_items_reask(struct dmu_device *dev, u64 start, u64 last)
 {
 	struct dmu_range *r, *next, *busy;
+	LIST_HEAD(ios);
 
 	lockdep_assert_held(&dev->lock);
 	for (r = dmu_range_first(&dev->faults, start, last); r; r = next) {
@@ -217,12 +219,15 @@ void dmu_items_reask(struct dmu_device *dev, u64 start, u64 last)
 		if (busy) {
 			dmu_item_take(dev, item,
 				      &container_of(busy, struct dmu_promotion, range)->waiters);
+		} else if (item->flags & DMU_F_LEAF) {
+			dmu_item_take(dev, item, &ios);
 		} else if (item->state == DMU_ITEM_SENT) {
 			hlist_del(&item->hash);
 			list_del(&item->list);
 			dmu_item_enqueue(dev, item);
 		}
 	}
+	dmu_run_list(dev, &ios);
 }
 
 void dmu_items_take_all(struct dmu_device *dev, struct list_head *ios)

@@ -47,6 +47,7 @@ BackingSettings settings_for(const DiskOptions& options) {
 BlockDisk::Open mode_for(BackingUse use) {
   switch (use) {
     case BackingUse::base:
+    case BackingUse::image:
     case BackingUse::look: return BlockDisk::Open::read_only;
     case BackingUse::top:
     case BackingUse::change: return BlockDisk::Open::writable_unclaimed;
@@ -110,6 +111,14 @@ Backing open_iscsi(std::shared_ptr<AsyncIo> io, const Component& component, Back
   return open_connected(std::move(io), component, path, std::move(unit), use);
 }
 
+// A loop device hides what is behind the last whole sector, and there some formats have
+// their tables: an image that is only read is read from the file itself, and mapped to the loop.
+Backing open_image_through_loop(std::shared_ptr<AsyncIo> io, const std::string& path) {
+  const auto loop = LoopDevice::attach(path, LoopDevice::Use::base, path);
+  return {BlockDisk::open(std::move(io), path, BlockDisk::Open::read_only), loop->path(),
+          look_at(loop->path()).st_rdev, loop};
+}
+
 Backing open_through_loop(std::shared_ptr<AsyncIo> io, const std::string& path, BackingUse use) {
   const auto loop = LoopDevice::attach(path, use == BackingUse::base  ? LoopDevice::Use::base
                                              : use == BackingUse::top ? LoopDevice::Use::top
@@ -145,6 +154,7 @@ Backing open_backing(std::shared_ptr<AsyncIo> io, const Component& component, Ba
   if (S_ISREG(info.st_mode)) {
     if (use == BackingUse::look || use == BackingUse::change)
       return open_file_as_it_is(std::move(io), component.path, use);
+    if (use == BackingUse::image) return open_image_through_loop(std::move(io), component.path);
     return open_through_loop(std::move(io), component.path, use);
   }
   auto disk = BlockDisk::open(std::move(io), component.path, mode_for(use));

@@ -38,6 +38,7 @@ void release_unused_backings();
 
 enum class BackingUse {
   base,      // read-only, may be shared
+  image,     // the same, of a format with tables: a last piece of a sector is read, too
   top,       // writable, nobody else may have it
   look,      // read-only, for tools (info, map, check): a file is opened without a loop device
   change,    // writable, nobody else may have it, for tools (create, repair); a file as with look

@@ -17,6 +17,7 @@
 #include <utility>
 
 #include "cowd/core/errno_name.hh"
+#include "cowd/core/fd.hh"
 #include "cowd/core/thread.hh"
 
 namespace cowd {
@@ -28,26 +29,6 @@ using Clock = std::chrono::steady_clock;
 constexpr size_t kMaxSaid = 16 << 20;
 constexpr auto kGrace = std::chrono::seconds(2);
 constexpr const char* kPath = "/usr/sbin:/usr/bin:/sbin:/bin";
-
-class Fd {
- public:
-  explicit Fd(int fd = -1) : fd_(fd) {}
-  Fd(Fd&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  Fd& operator=(Fd&& other) noexcept {
-    reset();
-    fd_ = std::exchange(other.fd_, -1);
-    return *this;
-  }
-  ~Fd() { reset(); }
-  void reset() {
-    if (fd_ >= 0) close(fd_);
-    fd_ = -1;
-  }
-  int get() const { return fd_; }
-
- private:
-  int fd_;
-};
 
 struct Pipe {
   Fd read, write;

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-#include <utility>
-
 #include "cowd/core/disk.hh"
-
-#include <algorithm>
-#include <cstring>
 
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
 
 #include "cowd/core/bounce.hh"
 #include "cowd/core/direct_io.hh"
@@ -33,10 +32,14 @@ class DiskState {
   dev_t device = 0;
   uint32_t block_size = 512;
   std::atomic<uint64_t> size{0};
+  bool file = false;    // a regular one
+  int64_t modified = 0;
+  uint64_t padded = 0;  // bytes up to the end of the last block that are not in the file
   AsyncSemaphore ways{BlockDisk::kWays};
 
   void open_path(const std::string& path, BlockDisk::Open how);
   void ask_geometry();
+  void set_size(uint64_t bytes);
   void check_range(const char* verb, uint64_t offset, size_t len) const;
   [[noreturn]] void fail(const char* verb, uint64_t offset, size_t len, int64_t result) const;
 };
@@ -114,15 +117,24 @@ void DiskState::ask_geometry() {
   if (fstat(fd, &info) < 0) throw system_error(errno, "Looking at " + name + " failed");
   if (!S_ISBLK(info.st_mode) && !S_ISREG(info.st_mode)) throw not_a_disk(name, info.st_mode);
   device = S_ISBLK(info.st_mode) ? info.st_rdev : 0;
+  file = S_ISREG(info.st_mode);
+  modified = file ? info.st_mtime : 0;
   const uint64_t bytes = ask_size(fd, info, name);
   block_size = ask_block_size(fd, info, bytes, name);
-  size = bytes - bytes % block_size;
+  set_size(bytes);
 
   int locked = 0;
   if (writable && device && ioctl(fd, BLKROGET, &locked) == 0 && locked)
     throw Error(EROFS, name +
                            " is a read-only block device; make it writable (lvchange -prw, "
                            "blockdev --setrw) or name another.");
+}
+
+// A file may end within a block, which then ends with zeroes; whoever writes that makes it whole.
+void DiskState::set_size(uint64_t bytes) {
+  const uint64_t behind = bytes % block_size;
+  padded = file && behind ? block_size - behind : 0;
+  size = padded ? bytes + padded : bytes - behind;
 }
 
 void DiskState::check_range(const char* verb, uint64_t offset, size_t len) const {
@@ -169,7 +181,13 @@ Task<> BlockDisk::read_at(uint64_t offset, std::span<std::byte> out) {
     const size_t len = std::min(out.size(), kBounceLarge);
     const auto way = co_await state->ways.acquire();
     const auto buffer = take_bounce(len);
-    const int64_t n = co_await state->io->read(state->fd, offset, buffer.get(), len);
+    int64_t n = co_await state->io->read(state->fd, offset, buffer.get(), len);
+    if (n >= 0 && state->padded &&
+        offset + static_cast<uint64_t>(n) + state->padded == state->size) {
+      std::memset(static_cast<char*>(static_cast<void*>(buffer.get())) + n, 0,
+                  len - static_cast<size_t>(n));
+      n = static_cast<int64_t>(len);
+    }
     if (n != static_cast<int64_t>(len)) state->fail("Reading", offset, len, n);
     std::memcpy(out.data(), buffer.get(), len);
     out = out.subspan(len);
@@ -214,10 +232,25 @@ uint64_t BlockDisk::refresh_size() {
   struct stat info {};
   if (fstat(state_->fd, &info) < 0)
     throw system_error(errno, "Looking at " + state_->name + " failed");
-  const uint64_t bytes = ask_size(state_->fd, info, state_->name);
-  state_->size = bytes - bytes % state_->block_size;
+  state_->set_size(ask_size(state_->fd, info, state_->name));
   return state_->size;
 }
+
+// For tools: what is served lies behind a loop device.
+Task<> BlockDisk::resize(uint64_t bytes) {
+  const auto state = state_;
+  if (!state->file || !state->writable) {
+    co_await Disk::resize(bytes);
+    co_return;
+  }
+  const uint64_t length = (bytes + state->block_size - 1) / state->block_size * state->block_size;
+  if (ftruncate(state->fd, static_cast<off_t>(length)) < 0)
+    throw system_error(errno,
+                       "Giving " + state->name + " " + std::to_string(length) + " bytes failed");
+  state->set_size(length);
+}
+
+int64_t BlockDisk::modified() const { return state_->modified; }
 
 dev_t BlockDisk::device() const { return state_->device; }
 

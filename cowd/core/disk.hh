@@ -2,17 +2,18 @@
 // BlockDisk: a block device as a Disk; a regular file too, for tools on images that
 // nobody serves (what is served goes through a loop device).
 //
+// A file that ends within a block goes on with zeroes to the end of that.
 // Data goes through aligned bounce buffers, so callers may pass any memory; offsets
 // and lengths must be multiples of block_size(). At most kWays requests of one disk
 // are under way, the rest wait in order. A coroutine that is destroyed in the middle
 // leaves no I/O into freed memory behind.
 #pragma once
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <memory>
 #include <string>
-
-#include <sys/types.h>
 
 #include "cowd/core/async_io.hh"
 #include "formats/plugin.hh"
@@ -45,6 +46,8 @@ class BlockDisk : public Disk {
   uint32_t block_size() const override;
   bool read_only() const override;
   const std::string& name() const override;
+  Task<> resize(uint64_t bytes) override;
+  int64_t modified() const override;
 
   // Asks the device again; returns the new size. Does not block.
   uint64_t refresh_size();

@@ -296,9 +296,7 @@ int lock_session(const Session& session, int how) {
 
 // By somebody who holds no claim on the session: a dm device that outlived its cowd, a mount.
 bool has_open_disk(const Session& session) {
-  std::error_code ignored;
   for (const std::string& disk : disks_of(session, std::nullopt)) {
-    if (!fs::is_empty("/sys/block/" + disk + "/holders", ignored) && !ignored) return true;
     const int fd = open(("/dev/" + disk).c_str(), O_RDONLY | O_EXCL | O_NONBLOCK | O_CLOEXEC);
     if (fd < 0 && errno == EBUSY) return true;
     if (fd >= 0) close(fd);
@@ -306,10 +304,20 @@ bool has_open_disk(const Session& session) {
   return false;
 }
 
+// A device on top of one of its disks, of somebody who has no lock: one of device-mapper that
+// outlived its cowd. The next cowd takes it up, or its end does.
+bool has_holder(const Session& session) {
+  std::error_code ignored;
+  const auto disks = disks_of(session, std::nullopt);
+  return std::any_of(disks.begin(), disks.end(), [&](const std::string& disk) {
+    return !fs::is_empty("/sys/block/" + disk + "/holders", ignored) && !ignored;
+  });
+}
+
 // False where that may come right by itself: iscsid is busy, a program still looks at a new disk.
 bool try_log_out(const Key& key) {
   const auto session = find_session(key);
-  if (!session) return true;
+  if (!session || has_holder(*session)) return true;
   const int alone = lock_session(*session, LOCK_EX);
   if (alone < 0) return true;  // its last user does it
   const bool ended = !has_open_disk(*session) &&

@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "cowd/core/loop.hh"
 
+#include <fcntl.h>
+#include <linux/loop.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <cerrno>
 #include <cstdlib>
 #include <filesystem>
@@ -8,32 +14,15 @@
 #include <utility>
 #include <vector>
 
-#include <fcntl.h>
-#include <linux/loop.h>
-#include <sys/ioctl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include "cowd/core/direct_io.hh"
 #include "cowd/core/errno_name.hh"
+#include "cowd/core/fd.hh"
 
 namespace cowd {
 
 namespace fs = std::filesystem;
 
 namespace {
-
-// A file descriptor that closes itself.
-struct Fd {
-  explicit Fd(int fd) : value(fd) {}
-  Fd(Fd&& other) noexcept : value(std::exchange(other.value, -1)) {}
-  Fd& operator=(Fd&&) = delete;
-  ~Fd() {
-    if (value >= 0) close(value);
-  }
-  int release() { return std::exchange(value, -1); }
-  int value;
-};
 
 struct Found {
   Fd fd;
@@ -61,7 +50,7 @@ std::vector<Found> loops_of(const struct stat& file, int flags) {
   for (const std::string& path : bound_loops()) {
     Fd fd(open(path.c_str(), flags | O_CLOEXEC));
     loop_info64 info{};
-    if (fd.value < 0 || ioctl(fd.value, LOOP_GET_STATUS64, &info) < 0) continue;
+    if (fd.get() < 0 || ioctl(fd.get(), LOOP_GET_STATUS64, &info) < 0) continue;
     if (same_file(info, file)) found.push_back({std::move(fd), path, info});
   }
   return found;
@@ -106,26 +95,30 @@ Fd open_file(const std::string& file, bool writable, struct stat* info) {
     throw Error(errno, file + " cannot be opened: " + errno_text(errno) + ".");
   if (!S_ISREG(info->st_mode)) throw Error(EINVAL, file + " is not a regular file.");
   Fd fd(open(file.c_str(), (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC));
-  if (fd.value < 0)
+  if (fd.get() < 0)
     throw Error(errno, file + " cannot be opened for " + (writable ? "writing" : "reading") + ": " +
                            errno_text(errno) + ".");
-  if (fstat(fd.value, info) < 0) throw system_error(errno, "Looking at " + file + " failed");
+  if (fstat(fd.get(), info) < 0) throw system_error(errno, "Looking at " + file + " failed");
   return fd;
 }
 
-uint32_t loop_block_size(int fd, const struct stat& info, const std::string& file) {
-  const uint32_t block = direct_io_alignment(fd);
+// A loop device hides what is behind the last whole sector.
+void require_sectors(const struct stat& info, const std::string& file) {
   if (info.st_size == 0 || info.st_size % 512 != 0)
     throw Error(EINVAL, file + " has " + std::to_string(info.st_size) +
                             " bytes, which is no whole number of 512-byte sectors; extend it "
                             "(truncate -s %512 FILE) and try again.");
+}
+
+uint32_t loop_block_size(int fd, const struct stat& info) {
+  const uint32_t block = direct_io_alignment(fd);
   return info.st_size % block == 0 ? block : 512;
 }
 
 // A number from LOOP_CTL_GET_FREE may be taken by another before we configure it.
 Found configure(int file_fd, const std::string& file, bool writable, uint32_t block) {
   const Fd control(open("/dev/loop-control", O_RDWR | O_CLOEXEC));
-  if (control.value < 0)
+  if (control.get() < 0)
     throw Error(errno, "/dev/loop-control cannot be opened (" + errno_text(errno) +
                            "), so the file " + file +
                            " cannot become a block device; load the module: modprobe loop.");
@@ -136,12 +129,12 @@ Found configure(int file_fd, const std::string& file, bool writable, uint32_t bl
       LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO | (writable ? 0 : LO_FLAGS_READ_ONLY);
   file.copy(reinterpret_cast<char*>(config.info.lo_file_name), LO_NAME_SIZE - 1);
   for (int attempt = 0; attempt < 64; ++attempt) {
-    const int number = ioctl(control.value, LOOP_CTL_GET_FREE);
+    const int number = ioctl(control.get(), LOOP_CTL_GET_FREE);
     if (number < 0) throw system_error(errno, "Finding a free loop device for " + file + " failed");
     const std::string path = "/dev/loop" + std::to_string(number);
     Fd fd(open(path.c_str(), (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC));
-    if (fd.value < 0) throw system_error(errno, "Opening " + path + " for " + file + " failed");
-    if (ioctl(fd.value, LOOP_CONFIGURE, &config) == 0) return {std::move(fd), path, config.info};
+    if (fd.get() < 0) throw system_error(errno, "Opening " + path + " for " + file + " failed");
+    if (ioctl(fd.get(), LOOP_CONFIGURE, &config) == 0) return {std::move(fd), path, config.info};
     if (errno != EBUSY)
       throw system_error(errno, "Putting " + file + " behind " + path + " failed");
   }
@@ -159,17 +152,20 @@ LoopDevice::LoopDevice(int fd, std::string path, std::string file)
 
 LoopDevice::~LoopDevice() { close(fd_); }
 
-std::shared_ptr<LoopDevice> LoopDevice::attach(const std::string& file, Use use) {
+std::shared_ptr<LoopDevice> LoopDevice::attach(const std::string& path, Use use,
+                                               const std::string& shown) {
   const bool writable = use != Use::base;
+  const std::string& file = shown.empty() ? path : shown;
   struct stat info {};
-  const Fd source = open_file(file, writable, &info);
+  const Fd source = open_file(path, writable, &info);
+  if (shown.empty()) require_sectors(info, file);
   if (auto loop = existing(file, info, use)) {
     std::shared_ptr<LoopDevice> device(new LoopDevice(loop->fd.release(), loop->path, file));
     device->shared_ = true;
     return device;
   }
-  const uint32_t block = loop_block_size(source.value, info, file);
-  Found loop = configure(source.value, file, writable, block);
+  const uint32_t block = loop_block_size(source.get(), info);
+  Found loop = configure(source.get(), file, writable, block);
   return std::shared_ptr<LoopDevice>(new LoopDevice(loop.fd.release(), loop.path, file));
 }
 

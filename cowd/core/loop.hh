@@ -17,7 +17,10 @@ class LoopDevice {
     reattach,  // the writable one that a dm device of an earlier cowd keeps; ENOENT without
   };
   // Blocks on the file system of `file`: call it off the strands. Throws Error.
-  static std::shared_ptr<LoopDevice> attach(const std::string& file, Use use);
+  // `shown`: what to call it, where that is not the path to open; then the caller knows that
+  // a last piece of a sector is hidden, otherwise a file with one is refused.
+  static std::shared_ptr<LoopDevice> attach(const std::string& file, Use use,
+                                            const std::string& shown = {});
   ~LoopDevice();
 
   const std::string& path() const { return path_; }  // /dev/loop3

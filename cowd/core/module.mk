@@ -5,7 +5,7 @@
 # and depends on $(CORE_LIB):
 #   build/bin/NAME: $(CORE_LIB)
 
-CORE_SRCS := $(sort $(wildcard cowd/core/*.cc))
+CORE_SRCS := $(sort $(wildcard cowd/core/*.cc)) formats/common/any_offset.cc
 CORE_LIB := build/obj/cowd/core/libcowdcore.a
 CORE_LDLIBS := $(CORE_LIB) -luring -lpthread
 
@@ -17,7 +17,8 @@ $(CORE_LIB): $(CORE_SRCS:%.cc=build/obj/%.o)
 
 # --- tests of it ---
 
-core-tests := spec_test core_test core_control_test core_disk_test core_plugin_test core_child_test core_backing_test
+core-tests := spec_test core_test core_control_test core_disk_test core_plugin_test core_child_test core_backing_test \
+  core_references_test named_images
 
 UNIT_TESTS += $(core-tests)
 $(foreach t,$(core-tests),$(eval $(t)_SRCS := tests/unit/$(t).cc))
@@ -38,4 +39,7 @@ $(core-test-plugin-files): build/tests/unit/plugins/%.so: \
 
 build/tests/unit/core_plugin_test: | $(core-test-plugin-files)
 
-INSTALL_DOCS += docs/disk-specification.md docs/backings.md
+build/tests/unit/core_references_test: | build/plugins/raw.so
+build/tests/unit/named_images: | $(addprefix build/plugins/,qcow.so vhd.so vmdk.so)
+
+INSTALL_DOCS += docs/disk-specification.md docs/backings.md docs/references.md

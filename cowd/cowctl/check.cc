@@ -85,6 +85,7 @@ int run_check(Context& context) {
   request.top = disk.top.disk;
   request.base = disk.base.disk;
   request.repair = context.options.repair;
+  request.references = references_for(context, disk);
   cowd::CheckResult result;
   {
     ProgressLine line(context, "checking " + disk.spec.top.text());

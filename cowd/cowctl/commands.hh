@@ -10,6 +10,11 @@ int run_create(Context& context);
 int run_info(Context& context);
 int run_map(Context& context);
 int run_check(Context& context);
+int run_snapshot(Context& context);
+int run_resize(Context& context);
+int run_compare(Context& context);
+int run_commit(Context& context);
+int run_rebase(Context& context);
 
 int run_attach(Context& context);
 int run_detach(Context& context);

@@ -16,6 +16,7 @@
 #include "cowd/core/backing.hh"
 #include "cowd/core/error.hh"
 #include "cowd/core/plugin_loader.hh"
+#include "cowd/core/references.hh"
 #include "cowd/cowctl/options.hh"
 
 namespace cowctl {
@@ -66,8 +67,11 @@ struct OfflineDisk {
 };
 
 // Reads the specification and loads its format's plugin.
-OfflineDisk find_disk(Context& context);
+OfflineDisk find_disk(Context& context);  // of options.target
+OfflineDisk find_disk(Context& context, const std::string& spec);
 void open_disk(Context& context, OfflineDisk* disk, cowd::BackingUse top_use);
+// What the image in disk->top names is opened by it; after open_disk().
+std::shared_ptr<cowd::FileReferences> references_for(Context& context, const OfflineDisk& disk);
 // Whether options.target can only be a specification.
 bool is_spec(const std::string& target);
 

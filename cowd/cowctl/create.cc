@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // cowctl create SPEC [SIZE] [-o NAME=VALUE,...] [--force]
-#include <utility>
+#include <fcntl.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <boost/asio/signal_set.hpp>
 #include <csignal>
 #include <filesystem>
 #include <iostream>
-
-#include <boost/asio/signal_set.hpp>
-#include <fcntl.h>
 #include <nlohmann/json.hpp>
-#include <unistd.h>
+#include <utility>
 
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/run.hh"
@@ -24,6 +23,7 @@ namespace cowctl {
 namespace {
 
 constexpr uint64_t kMiB = 1 << 20;
+constexpr uint64_t kSmallest = 4096;
 
 // A file made for a new image, which goes again unless the image was finished.
 class NewFile {
@@ -91,12 +91,29 @@ void make_file_if_missing(const OfflineDisk& disk, uint64_t size, NewFile* file)
   std::error_code ignored;
   // Below /dev a missing name is a volume that is not active, never a file to make.
   if (std::filesystem::exists(path, ignored) || path.string().starts_with("/dev/")) return;
-  if (size == 0)
+  // A format that lets its file grow may learn the size from a file that the options name.
+  if (size == 0 && !disk.format->room)
     throw Error(EINVAL, path.string() +
                             " does not exist, and neither SIZE nor BASE says how large a disk to "
                             "make in it; give one.");
   const bool as_it_is = disk.spec.format == "raw";
-  file->make(path, as_it_is ? size : file_size_for(size));
+  // A format that lets its file grow makes it as long as it needs.
+  file->make(path, disk.format->room ? kSmallest : as_it_is ? size : file_size_for(size));
+}
+
+// A file for the data that options name, beside the image if the name is relative. One that is
+// there stays, and the format judges it.
+void make_data_file_if_missing(const OfflineDisk& disk, const cowd::Options& options,
+                               NewFile* file) {
+  const auto named = options.find("data_file");
+  if (named == options.end() || named->second.empty() ||
+      disk.spec.top.kind != cowd::Component::Kind::path)
+    return;
+  std::error_code ignored;
+  const auto image = std::filesystem::weakly_canonical(disk.spec.top.path, ignored);
+  const std::filesystem::path path = image.parent_path() / named->second;
+  if (!std::filesystem::exists(std::filesystem::symlink_status(path, ignored)))
+    file->make(path, kSmallest);
 }
 
 }  // namespace
@@ -116,12 +133,15 @@ int run_create(Context& context) {
   cowd::CreateRequest request;
   request.options = create_options_from(context);
   if (!context.options.size.empty()) request.size = cowd::parse_size(context.options.size, "SIZE");
-  NewFile file;
+  NewFile file, data_file;
   make_file_if_missing(disk, size_of_disk(context, disk, request.options), &file);
+  make_data_file_if_missing(disk, request.options, &data_file);
   open_disk(context, &disk, cowd::BackingUse::change);
   request.top = disk.top.disk;
   request.base = disk.base.disk;
   request.force = context.options.force;
+  const auto references = references_for(context, disk);
+  request.references = references;
 
   ProgressLine line(context, "creating " + disk.spec.top.text());
   request.progress = [&](uint64_t done, uint64_t total) { line.update(done, total); };
@@ -133,6 +153,8 @@ int run_create(Context& context) {
   cowd::run_to_end(context.io, disk.format->create(std::move(request)));
   const json made = cowd::run_to_end(context.io, disk.format->info(disk.top.disk));
   file.keep();
+  data_file.keep();
+  references->keep_made();
   const auto size = made.value("virtual-size", uint64_t{0});
   if (context.options.json)
     print_json(std::cout, made);

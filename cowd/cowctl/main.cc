@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-#include <utility>
-
 #include <csignal>
 #include <cstdio>
 #include <iostream>
 #include <map>
-
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "cowd/core/errno_name.hh"
 #include "cowd/cowctl/commands.hh"
@@ -17,12 +15,14 @@ using namespace cowctl;
 
 int dispatch(Context& context) {
   static const std::map<std::string, int (*)(Context&)> commands = {
-      {"create", run_create},       {"info", run_info},     {"map", run_map},
-      {"check", run_check},         {"attach", run_attach}, {"detach", run_detach},
-      {"list", run_list},           {"stats", run_stats},   {"events", run_events},
-      {"pause", run_pause},         {"resume", run_resume}, {"version", run_version},
-      {"log-level", run_log_level}, {"vbd", run_vbd},       {"stores", run_stores},
-      {"delete", run_delete},       {"doctor", run_doctor}};
+      {"create", run_create},       {"info", run_info},       {"map", run_map},
+      {"check", run_check},         {"attach", run_attach},   {"detach", run_detach},
+      {"list", run_list},           {"stats", run_stats},     {"events", run_events},
+      {"pause", run_pause},         {"resume", run_resume},   {"version", run_version},
+      {"log-level", run_log_level}, {"vbd", run_vbd},         {"stores", run_stores},
+      {"delete", run_delete},       {"doctor", run_doctor},   {"snapshot", run_snapshot},
+      {"resize", run_resize},       {"compare", run_compare}, {"commit", run_commit},
+      {"rebase", run_rebase}};
   return commands.at(context.options.command)(context);
 }
 

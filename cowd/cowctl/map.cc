@@ -174,6 +174,7 @@ void map_offline(Context& context) {
   request.top = disk.top.disk;
   request.base = disk.base.disk;
   request.read_only = true;
+  request.references = references_for(context, disk);
   request.host_id = cowd::host_id();
   request.boot_id = cowd::boot_id();
   ProgressLine line(context, "mapping " + disk.spec.top.text());

@@ -11,7 +11,8 @@ INSTALL_COMPLETIONS += packaging/completion/cowctl
 
 # --- tests of it ---
 
-UNIT_TESTS += cowctl_test tests/unit/cowctl-help
+UNIT_TESTS += cowctl_test tests/unit/cowctl-help tests/unit/cowctl-offline \
+  tests/unit/cowctl-images
 cowctl_test_SRCS   := tests/unit/cowctl_test.cc cowd/cowctl/output.cc cowd/cowctl/progress.cc \
   cowd/cowctl/host_settings.cc
 cowctl_test_LDLIBS := $(CORE_LDLIBS)
@@ -28,3 +29,6 @@ build/tests/unit/plugins/toy.so build/tests/unit/plugins/nocheck.so: \
 
 build/tests/unit/cowctl_test: $(CORE_LIB) | build/bin/cowctl $(core-test-plugin-files) \
     build/tests/unit/plugins/toy.so build/tests/unit/plugins/nocheck.so
+
+# It runs qemu-img some hundred times.
+cowctl-images_TIMEOUT := 600

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "cowd/cowctl/options.hh"
 
-#include <iostream>
-
 #include <CLI/CLI.hpp>
+#include <iostream>
 
 #include "build/config.h"
 #include "cowd/core/control_client.hh"
@@ -37,6 +36,7 @@ class CommandLine {
         "Options that stand before a command may stand after it too.\n"
         "cowctl COMMAND --help tells a command's own. The manual: cowctl(8).");
     add_offline_commands();
+    add_chain_commands();
     add_attach();
     add_device_commands();
     add_daemon_commands();
@@ -94,6 +94,52 @@ class CommandLine {
     check->add_flag("--repair", o_.repair, "repair what can be repaired");
     check->add_flag("-U,--force-share", o_.force_share,
                     "check what is in use, without repair; findings may be passing states");
+    add_snapshot();
+    add_resize();
+  }
+
+  void add_snapshot() {
+    CLI::App* snapshot = command("snapshot", "list, make, go back to or delete snapshots");
+    snapshot->add_flag("-l,--list", o_.snapshot_list, "list them (the default)");
+    const auto name = [&](const char* option, std::optional<std::string>& to, const char* what) {
+      snapshot->add_option(option, to, what)->type_name("NAME");
+    };
+    name("-c,--create", o_.snapshot_create, "keep the disk as it is now under this name");
+    name("-a,--apply", o_.snapshot_apply, "make the disk as it was then; what it has now is lost");
+    name("-d,--delete", o_.snapshot_delete, "delete one");
+    target(snapshot, "SPEC", kSpec);
+  }
+
+  void add_resize() {
+    CLI::App* resize = command("resize", "make a disk larger or smaller");
+    target(resize, "SPEC", kSpec);
+    resize->add_option("SIZE", o_.size, "to be, or +SIZE or -SIZE: more or less than it is")
+        ->type_name("")
+        ->required();
+    resize->add_flag("--shrink", o_.shrink, "make it smaller: what is behind the new end is lost");
+  }
+
+  void add_chain_commands() {
+    CLI::App* compare = command("compare", "tell whether two images hold the same disk");
+    target(compare, "SPEC", kSpec);
+    compare->add_option("OTHER", o_.other, "the same, of the second image")
+        ->type_name("")
+        ->required();
+    compare->add_flag("-s,--strict", o_.strict, "sizes and what is allocated must be the same too");
+    compare->add_flag("-U,--force-share", o_.force_share, "compare also what is in use");
+
+    CLI::App* commit = command("commit", "write what an image holds into its base");
+    target(commit, "SPEC", kSpec);
+    commit->add_flag("-d,--keep", o_.keep, "do not empty the image afterwards");
+
+    CLI::App* rebase = command("rebase", "let an image lie on another base");
+    target(rebase, "SPEC", kSpec);
+    rebase->add_option("-b,--backing-file", o_.backing_file, "the new base; '' for none")
+        ->type_name("FILE")
+        ->required();
+    rebase->add_option("-F,--backing-format", o_.backing_format, "its format")->type_name("FORMAT");
+    rebase->add_flag("-u,--unsafe", o_.unsafe,
+                     "only change the name; the new base must read as the old one");
   }
 
   void add_attach() {

@@ -24,6 +24,17 @@ struct Options {
   bool force = false;
   bool repair = false;
   bool force_share = false;
+  bool snapshot_list = false;
+  std::optional<std::string> snapshot_create;  // names
+  std::optional<std::string> snapshot_apply;
+  std::optional<std::string> snapshot_delete;
+  bool shrink = false;
+  std::string other;  // the second SPEC of compare
+  bool strict = false;
+  bool keep = false;
+  bool unsafe = false;
+  std::string backing_file;
+  std::string backing_format;
   std::string name;
   std::string durability;
   bool read_only = false;

@@ -66,6 +66,20 @@ std::chrono::milliseconds as_duration(const Value& value, std::chrono::milliseco
   return duration;
 }
 
+uint64_t as_size(const Value& value, uint64_t least, uint64_t most) {
+  std::string range = text("has to be a size from ", format_size(least), " to ", format_size(most),
+                           ", such as \"32M\"");
+  if (!value.is_string()) throw Wrong{range};
+  uint64_t size = 0;
+  try {
+    size = parse_size(value.as_string().str, "it");
+  } catch (const Error&) {
+    throw Wrong{range};
+  }
+  if (size < least || size > most) throw Wrong{range};
+  return size;
+}
+
 std::vector<std::string> as_strings(const Value& value,
                                     const std::function<std::string(const Value&)>& element) {
   if (!value.is_array()) throw Wrong{"has to be a list in brackets"};
@@ -124,6 +138,8 @@ const std::vector<Key>& keys() {
       {"paths", "disks_dir", [](Config& c, const Value& v) { c.paths.disks_dir = as_path(v); }},
       {"paths", "plugin_dirs",
        [](Config& c, const Value& v) { c.paths.plugin_dirs = as_strings(v, as_path); }},
+      {"paths", "reference_roots",
+       [](Config& c, const Value& v) { c.paths.reference_roots = as_strings(v, as_path); }},
 
       {"log", "level", [](Config& c, const Value& v) { c.log.level = as_level(v); }},
       {"log", "targets", [](Config& c, const Value& v) { c.log.targets = as_targets(v); }},
@@ -146,6 +162,10 @@ const std::vector<Key>& keys() {
        }},
       {"devices", "max_extents",
        [](Config& c, const Value& v) { c.devices.max_extents = as_number(v, 0, 1U << 30); }},
+      {"devices", "metadata_cache",
+       [](Config& c, const Value& v) {
+         c.devices.metadata_cache = as_size(v, 1U << 20, 1U << 30);
+       }},
       {"devices", "keep_on_reboot",
        [](Config& c, const Value& v) { c.devices.keep_on_reboot = as_bool(v); }},
       {"devices", "store_directories",

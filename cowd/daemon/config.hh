@@ -21,6 +21,8 @@ struct Config {
     std::string socket;  // empty: control.sock in run_dir
     std::string disks_dir;
     std::vector<std::string> plugin_dirs;  // before the installed one
+    std::vector<std::string>
+        reference_roots;  // where images may name files, beside their own folder
   } paths;
 
   LogSettings log;
@@ -35,6 +37,7 @@ struct Config {
     bool queue_if_no_daemon = true;
     unsigned no_daemon_seconds = 60;                // if not queue_if_no_daemon
     uint64_t max_extents = 0;                       // 0: the module's default
+    uint64_t metadata_cache = kMetadataCache;       // bytes
     bool keep_on_reboot = false;                    // of transient disks
     std::vector<std::string> store_directories;     // where transient stores were made, to clean up
     bool wait_for_backing = true;                   // when a server is lost

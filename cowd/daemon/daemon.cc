@@ -21,6 +21,7 @@
 #include "cowd/core/error.hh"
 #include "cowd/core/host.hh"
 #include "cowd/core/plugin_loader.hh"
+#include "cowd/core/references.hh"
 #include "cowd/daemon/blocking_call.hh"
 #include "cowd/daemon/commands.hh"
 #include "cowd/daemon/control_server.hh"
@@ -90,12 +91,14 @@ class Daemon {
 
   DeviceEnvironment environment(RunDir& run_dir) {
     set_backing_settings(backing_settings(run_dir));
+    set_reference_roots(config_.paths.reference_roots);
     DeviceEnvironment environment;
     environment.io = make_async_io(io_);
     environment.plugins = &plugins_;
     environment.events = &events_;
     environment.run_dir = &run_dir;
     environment.session = config_.devices.session;
+    environment.metadata_cache = config_.devices.metadata_cache;
     environment.no_space = [this] { space_.look_now(); };
     try {
       environment.host_id = host_id();

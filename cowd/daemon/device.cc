@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "cowd/daemon/device.hh"
 
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <nlohmann/json.hpp>
 
+#include "cowd/core/errno_name.hh"
 #include "cowd/core/error.hh"
 #include "cowd/core/json.hh"
 #include "cowd/core/units.hh"
@@ -164,7 +168,34 @@ Task<> Device::removed_by_others() {
 
 Task<> Device::close_image() {
   co_await image_->close();
+  const uint64_t used = image_->used_bytes();
+  const std::vector<Image::Length> lengths = image_->used_lengths();
   image_.reset();
+  if (entry_.read_only) co_return;
+  if (used) co_await blocking(&Device::cut_file, this, used);
+  co_await blocking(&Device::cut_references, this, lengths);
+}
+
+void Device::cut_references(const std::vector<Image::Length>& lengths) {
+  for (const Image::Length& each : lengths) try {
+      references_->cut(each.disk, each.bytes);
+    } catch (const Error& error) {
+      log(Level::warning, error.what(), {name_, {}});
+    }
+}
+
+// What make_room() gave and nobody used. A crash before this costs nothing but the length.
+void Device::cut_file(uint64_t bytes) {
+  struct stat info {};
+  const std::string& path = spec_.top.path;
+  if (spec_.top.kind != Component::Kind::path || stat(path.c_str(), &info) < 0 ||
+      !S_ISREG(info.st_mode) || static_cast<uint64_t>(info.st_size) <= bytes)
+    return;
+  if (truncate(path.c_str(), static_cast<off_t>(bytes)) < 0)
+    log(Level::warning,
+        text("The file ", path, " stays longer than it must be, ", info.st_size,
+             " bytes: ", errno_text(errno), "."),
+        {name_, {}});
 }
 
 Task<> Device::write_entry() { co_await blocking(&RunDir::write, environment_.run_dir, entry_); }

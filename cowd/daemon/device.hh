@@ -24,9 +24,11 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "cowd/core/backing.hh"
 #include "cowd/core/plugin_loader.hh"
+#include "cowd/core/references.hh"
 #include "cowd/core/spec.hh"
 #include "cowd/daemon/device_entry.hh"
 #include "cowd/daemon/dm.hh"
@@ -45,9 +47,12 @@ struct DeviceEnvironment {
   EventRing* events = nullptr;
   RunDir* run_dir = nullptr;
   SessionSettings session;
+  uint64_t metadata_cache = kMetadataCache;  // bytes
   std::string host_id;
   std::string boot_id;
   std::function<void()> no_space;  // a store is full; any thread
+  // Of what an image names itself, for the device of that name. Throws Error(EBUSY).
+  std::function<Task<>(std::string device, Component file, bool writable)> claim;
 };
 
 class Device : public SessionObserver, public std::enable_shared_from_this<Device> {
@@ -113,7 +118,7 @@ class Device : public SessionObserver, public std::enable_shared_from_this<Devic
 
   // device_open.cc
   Task<> open_backings(bool reattach);
-  Task<> open_image(bool reattach);
+  Task<> open_image(bool reattach, FileReferences::Purpose purpose);
   Task<> create_dm_device();
   Task<> check_table();
   Task<> open_session();
@@ -122,12 +127,18 @@ class Device : public SessionObserver, public std::enable_shared_from_this<Devic
   Task<> restore_suspension();
   Task<> keep_reattaching();
   void close_backings();
+  const Backing& backing_of(const Disk* disk) const;
   std::vector<dm::Dest> dests() const;
+  Task<uint64_t> make_room();
+  void restore_length(uint64_t bytes) const;
+  Task<> invalidate(Range range);
 
   // device.cc
   Task<> supervise();
   Task<> removed_by_others();
   Task<> close_image();
+  void cut_file(uint64_t bytes);
+  void cut_references(const std::vector<Image::Length>& lengths);
   Task<> write_entry();
   Task<> remove_dm_device();
   Task<> leave_here(Leaving how);
@@ -149,7 +160,8 @@ class Device : public SessionObserver, public std::enable_shared_from_this<Devic
   const FormatDescriptor* format_ = nullptr;
   Backing top_;
   std::optional<Backing> base_;
-  std::vector<StoreSpace> spaces_;  // beneath the top, as it was when that was opened
+  std::shared_ptr<FileReferences> references_;  // what the image names itself
+  std::vector<StoreSpace> spaces_;              // beneath the top, as it was when that was opened
   std::unique_ptr<Image> image_;
   std::shared_ptr<Session> session_;
 

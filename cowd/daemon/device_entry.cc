@@ -80,7 +80,8 @@ nlohmann::json basic_to_json(const DeviceEntry& entry) {
           {"no_daemon_seconds", entry.no_daemon_seconds},
           {"max_extents", entry.max_extents},
           {"attached_at", entry.attached_at},
-          {"paused", entry.paused}};
+          {"paused", entry.paused},
+          {"top_mapped", entry.top_mapped}};
 }
 
 }  // namespace
@@ -109,6 +110,7 @@ DeviceEntry entry_from_json(const nlohmann::json& json) {
     entry.max_extents = json.at("max_extents").get<uint64_t>();
     entry.attached_at = json.at("attached_at").get<std::string>();
     entry.paused = json.at("paused").get<bool>();
+    entry.top_mapped = json.value("top_mapped", true);  // not of older ones
     if (json.contains("store")) entry.store = store_from_json(json.at("store"));
     if (json.contains("domain")) entry.domain = domain_from_json(json.at("domain"));
     check_device_name(entry.name);

@@ -43,6 +43,7 @@ struct DeviceEntry {
   uint64_t max_extents = 0;
   std::string attached_at;  // RFC 3339
   bool paused = false;
+  bool top_mapped = true;  // the dm table has the top; else nothing holds its loop device
   std::optional<TransientStore> store;  // of `transient@`; spec has its path
   DomainNote domain;
 };

@@ -40,7 +40,11 @@ DeviceManager::DeviceManager(asio::io_context& io, const Config& config,
       environment_(std::move(environment)),
       strand_(asio::make_strand(io)),
       transient_(environment_.host_id, environment_.boot_id),
-      changed_(strand_) {}
+      changed_(strand_) {
+  environment_.claim = [this](std::string device, Component file, bool writable) {
+    return on(strand_, claim_named(std::move(device), std::move(file), writable));
+  };
+}
 
 DeviceManager::DevicePtr DeviceManager::make_device(DeviceEntry entry) {
   std::string name = entry.name;
@@ -166,8 +170,13 @@ Task<> DeviceManager::claim_stores(const std::string& name, const DiskSpec& spec
   std::vector<Use> uses{{spec.top, !read_only, {}}};
   if (spec.base) uses.push_back({*spec.base, false, {}});
   for (Use& use : uses) use.identity = co_await blocking(identify_store, use.component);
-  for (const Use& use : uses)
-    stores_.claim(name, use.identity, use.writable, use.component.text());
+  for (const Use& use : uses) stores_.claim(name, use.identity, use.writable, use.component.text());
+}
+
+// One more, which an image on them names. The end of the device releases it with the others.
+Task<> DeviceManager::claim_named(std::string name, Component file, bool writable) {
+  StoreIdentity identity = co_await blocking(identify_store, file);
+  stores_.claim(name, identity, writable, file.text());
 }
 
 DeviceEntry DeviceManager::make_entry(const AttachRequest& request, const std::string& name,

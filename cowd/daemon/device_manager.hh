@@ -91,6 +91,7 @@ class DeviceManager {
   Task<> take_name(const std::string& name, const std::set<std::string>& taken);
   Task<std::string> choose_name(const AttachRequest& request, const DiskSpec& spec);
   Task<> claim_stores(const std::string& name, const DiskSpec& spec, bool read_only);
+  Task<> claim_named(std::string name, Component file, bool writable);
   Task<DevicePtr> make_and_attach(AttachRequest& request, const std::string& name, DiskSpec spec,
                                   Undo& undo);
   Task<TransientStore> prepare_store(const AttachRequest& request, const std::string& name,

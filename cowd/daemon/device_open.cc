@@ -1,5 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // How a device comes up: a new one, or the one that an earlier cowd left.
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/steady_timer.hpp>
@@ -7,10 +12,15 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "cowd/core/errno_name.hh"
 #include "cowd/core/error.hh"
+#include "cowd/core/file_length.hh"
 #include "cowd/daemon/blocking_call.hh"
 #include "cowd/daemon/device.hh"
+#include "cowd/daemon/log.hh"
+#include "cowd/daemon/text.hh"
 #include "cowd/daemon/undo.hh"
+#include "formats/common/whole_blocks.hh"
 
 namespace cowd {
 
@@ -51,19 +61,26 @@ Task<> Device::attach() {
 }
 
 Task<> Device::attach_steps(Undo& undo) {
+  const uint64_t length = co_await make_room();
+  undo.add("the length of the file", [this, length]() -> Task<> {
+    co_await blocking(&Device::restore_length, this, length);
+  });
   undo.add("the backings", [this]() -> Task<> {
+    const auto references = references_;
     close_backings();
-    co_return;
+    if (references) co_await blocking(&FileReferences::restore_lengths, references);
   });
   co_await open_backings(false);
   undo.add("the opening of the image", [this]() -> Task<> {
     if (image_) co_await close_image();
   });
-  co_await open_image(false);
+  co_await open_image(false, FileReferences::Purpose::attach);
   undo.add("the note", [this]() -> Task<> {
     environment_.run_dir->remove(name_);
     co_return;
   });
+  const auto is_top = [this](const dm::Dest& dest) { return dest.dev == dm::dev_text(top_.dev); };
+  entry_.top_mapped = std::ranges::any_of(dests(), is_top);
   co_await write_entry();
   co_await create_dm_device();
   undo.add("the dm device", [this]() -> Task<> { co_await remove_dm_device(); });
@@ -75,9 +92,10 @@ Task<> Device::attach_steps(Undo& undo) {
 
 Task<> Device::open_backings(bool reattach) {
   spec_ = parse_spec(spec_text_);
-  BackingUse use = entry_.read_only ? BackingUse::base
-                   : reattach       ? BackingUse::reattach
-                                    : BackingUse::top;
+  format_ = co_await blocking(load_format, environment_.plugins, spec_.format);
+  BackingUse use = entry_.read_only ? (format_->room ? BackingUse::image : BackingUse::base)
+                   : reattach && entry_.top_mapped ? BackingUse::reattach
+                                                   : BackingUse::top;
   top_ = co_await blocking(open_backing, environment_.io, spec_.top, use);
   if (spec_.base)
     base_ = co_await blocking(open_backing, environment_.io, *spec_.base, BackingUse::base);
@@ -87,12 +105,41 @@ Task<> Device::open_backings(bool reattach) {
 
 void Device::close_backings() {
   image_.reset();
+  references_.reset();
   base_.reset();
   top_ = {};
 }
 
-Task<> Device::open_image(bool reattach) {
+// A file that its format lets grow gets all the length that it may come to need: that of a
+// destination does not change while the table is there. The length takes no space. Returns
+// what it was; 0 if it is so still.
+Task<uint64_t> Device::make_room() {
+  spec_ = parse_spec(spec_text_);
   format_ = co_await blocking(load_format, environment_.plugins, spec_.format);
+  struct stat info {};
+  if (entry_.read_only || !format_->room || spec_.top.kind != Component::Kind::path ||
+      stat(spec_.top.path.c_str(), &info) < 0 || !S_ISREG(info.st_mode))
+    co_return 0;
+  Backing file = co_await blocking(open_backing, environment_.io, spec_.top, BackingUse::change);
+  const uint64_t room = co_await format_->room(file.disk);
+  if (room <= file.disk->size()) co_return 0;
+  co_await file.disk->resize(room);
+  co_return static_cast<uint64_t>(info.st_size);
+}
+
+// After an attach that failed, unless something was written behind it meanwhile.
+void Device::restore_length(uint64_t bytes) const {
+  if (!bytes) return;
+  const int fd = open(spec_.top.path.c_str(), O_RDWR | O_CLOEXEC | O_NONBLOCK);
+  if (fd < 0) return;
+  if (const int error = cut_unwritten(fd, bytes))
+    log(Level::warning,
+        text("The file ", spec_.top.path, " stays longer than it was: ", errno_text(error), "."),
+        {name_, {}});
+  close(fd);
+}
+
+Task<> Device::open_image(bool reattach, FileReferences::Purpose purpose) {
   if (format_->needs_base && !base_)
     throw Error(EINVAL, text("The format ", spec_.format, " needs a base: write ", spec_.format,
                              ":", spec_.top.text(), ":BASE."));
@@ -107,19 +154,42 @@ Task<> Device::open_image(bool reattach) {
   request.reattach = reattach;
   request.host_id = environment_.host_id;
   request.boot_id = environment_.boot_id;
+  FileReferences::Claim claim;
+  if (environment_.claim)
+    claim = [this](Component file, bool writable) {
+      return environment_.claim(name_, std::move(file), writable);
+    };
+  references_ =
+      std::make_shared<FileReferences>(environment_.io, environment_.plugins, purpose, spec_.top,
+                                       top_.disk, std::move(claim), environment_.metadata_cache);
+  request.references = references_;
+  request.metadata_cache = environment_.metadata_cache;
+  // The device outlives its image.
+  request.invalidate = [this](Range range) { return invalidate(range); };
   image_ = co_await format_->open(std::move(request));
+}
+
+// After the session nothing of the kernel's is left to drop.
+Task<> Device::invalidate(Range range) {
+  const auto session = session_;
+  if (session) co_await session->invalidate(range);
+}
+
+const Backing& Device::backing_of(const Disk* disk) const {
+  if (base_ && disk == base_->disk.get()) return *base_;
+  const Backing* named = references_->backing_of(disk);
+  return named ? *named : top_;
 }
 
 std::vector<dm::Dest> Device::dests() const {
   std::vector<dm::Dest> list;
-  for (const Destination& destination : image_->destinations()) {
-    const Backing& backing = base_ && destination.disk == base_->disk.get() ? *base_ : top_;
-    list.push_back({dm::dev_text(backing.dev), destination.writable});
-  }
+  for (const Destination& destination : image_->destinations())
+    list.push_back({dm::dev_text(backing_of(destination.disk).dev), destination.writable});
   return list;
 }
 
 Task<> Device::create_dm_device() {
+  require_whole_blocks(*image_);
   dm::NewDevice device;
   device.name = name_;
   device.uuid = entry_.uuid;
@@ -194,7 +264,7 @@ Task<bool> Device::try_reattach() {
   std::string why;
   try {
     co_await open_backings(true);
-    co_await open_image(true);
+    co_await open_image(true, FileReferences::Purpose::reattach);
     co_await check_table();
     co_await open_session();
     co_await restore_suspension();
@@ -227,7 +297,8 @@ Task<> Device::restore_suspension() {
 
 Task<> Device::close_abandoned() {
   co_await open_backings(false);
-  co_await open_image(true);
+  // The loop devices of what it names went with the dm device.
+  co_await open_image(true, FileReferences::Purpose::attach);
   co_await close_image();
   close_backings();
 }

@@ -150,6 +150,27 @@ void Session::start_requests() {
 
 void Session::replay_done() {
   if (state_ != State::replaying) return;
+  if (!image_.forgets_on_reattach()) return become_active();
+  ++running_requests_;
+  auto forgetting = [self = shared_from_this()]() -> Task<> { co_await self->forget(); };
+  asio::co_spawn(executor_, std::move(forgetting), asio::detached);
+}
+
+// What an earlier daemon gave and nobody used yet, this one knows nothing of.
+Task<> Session::forget() {
+  try {
+    co_await invalidate({0, image_.sectors()});
+    if (state_ == State::replaying) become_active();
+  } catch (...) {
+    channel_broken(std::current_exception());
+  }
+  --running_requests_;
+  start_requests();
+  start_commit();
+  changed_.notify();
+}
+
+void Session::become_active() {
   state_ = State::active;
   push_initial();
   observer_.replayed();

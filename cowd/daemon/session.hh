@@ -6,7 +6,8 @@
 //
 //  replaying  From the start until REPLAY_DONE is read. PROMOTED goes to the image,
 //             whatever else arrives waits: nothing is resolved, allocated or
-//             committed before the image knows all that an earlier daemon did.
+//             committed before the image knows all that an earlier daemon did. Then, if
+//             the image wants it (forgets_on_reattach), the kernel drops its extents.
 //  active     Each FAULT, DISCARD and ZERO has a coroutine of its own, so that a slow
 //             one does not hold the others; at most max_requests of them, the rest
 //             waits in a queue of kMaxBacklog, and when that is full in the kernel.
@@ -114,6 +115,8 @@ class Session : public std::enable_shared_from_this<Session> {
   void request(const dmu_msg& msg);
   void start_requests();
   void replay_done();
+  Task<> forget();
+  void become_active();
   void push_initial();
   Task<> serve(dmu_msg msg);
   Task<std::vector<OutMessage>> resolve(const dmu_msg& msg);

@@ -12,6 +12,7 @@
 
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/error.hh"
+#include "cowd/core/fd.hh"
 #include "cowd/core/host.hh"
 #include "cowd/core/units.hh"
 #include "cowd/daemon/lvm.hh"
@@ -86,23 +87,13 @@ void activate(const TransientStore& store) {
            {"lvchange", "-ay", name_of(store)});
 }
 
-struct Fd {
-  explicit Fd(int fd) : value(fd) {}
-  Fd(const Fd&) = delete;
-  Fd& operator=(const Fd&) = delete;
-  ~Fd() {
-    if (value >= 0) close(value);
-  }
-  int value;
-};
-
 // Past the page cache: what dm writes does not go through this device's.
 Buffer read_head(const std::string& path, bool claim) {
   const Fd fd(open(path.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC | (claim ? O_EXCL : 0)));
-  if (fd.value < 0 && errno == EBUSY)
+  if (fd.get() < 0 && errno == EBUSY)
     throw Error(EBUSY, text("The transient store ", path, " is in use, so it is not removed."));
   Buffer head(kHead);
-  if (fd.value < 0 || pread(fd.value, head.data(), head.size(), 0) != static_cast<ssize_t>(kHead))
+  if (fd.get() < 0 || pread(fd.get(), head.data(), head.size(), 0) != static_cast<ssize_t>(kHead))
     throw Error(errno ? errno : EIO, text("The head of the transient store ", path,
                                           " cannot be read: ", errno_text(errno ? errno : EIO),
                                           ". It is left as it is."));
@@ -112,9 +103,9 @@ Buffer read_head(const std::string& path, bool claim) {
 void zero_head(const std::string& path) {
   const Fd fd(open(path.c_str(), O_WRONLY | O_DIRECT | O_EXCL | O_CLOEXEC));
   const Buffer zeroes(kZeroed);
-  if (fd.value < 0 ||
-      pwrite(fd.value, zeroes.data(), zeroes.size(), 0) != static_cast<ssize_t>(kZeroed) ||
-      fdatasync(fd.value) < 0)
+  if (fd.get() < 0 ||
+      pwrite(fd.get(), zeroes.data(), zeroes.size(), 0) != static_cast<ssize_t>(kZeroed) ||
+      fdatasync(fd.get()) < 0)
     throw system_error(errno, text("Clearing the new store ", path, " failed"));
 }
 

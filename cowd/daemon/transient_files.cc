@@ -12,6 +12,7 @@
 
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/error.hh"
+#include "cowd/core/fd.hh"
 #include "cowd/core/loop.hh"
 #include "cowd/daemon/text.hh"
 #include "formats/common/bytes.hh"
@@ -26,20 +27,6 @@ constexpr int kNoteVersion = 1;
 constexpr const char* kStoreEnd = ".store";
 constexpr const char* kNoteEnd = ".json";
 constexpr const char* kNewEnd = ".new";
-
-class Fd {
- public:
-  explicit Fd(int fd) : fd_(fd) {}
-  Fd(const Fd&) = delete;
-  Fd& operator=(const Fd&) = delete;
-  ~Fd() {
-    if (fd_ >= 0) close(fd_);
-  }
-  int get() const { return fd_; }
-
- private:
-  int fd_;
-};
 
 bool write_all(int fd, const std::string& content) {
   size_t done = 0;

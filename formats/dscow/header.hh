@@ -20,6 +20,10 @@ inline constexpr size_t kSamples = 32;
 inline constexpr size_t kIdSpan = 64;         // bytes for a host or boot id, the final NUL included
 inline constexpr size_t kLocatorSpan = 2048;  // bytes for the locator, the final NUL included
 
+// Compatible feature: 'cowctl commit' is writing to the base, or was when it ended. The base is
+// known by its size alone; who does not know this bit refuses it, as it has changed.
+inline constexpr uint64_t kBaseChanges = 1 << 0;
+
 // How the store was attached last. A store becomes transient or persistent
 // with its first attach, and stays that.
 enum class Mode : uint32_t { unused = 0, flush = 1, always = 2, transient = 3 };

@@ -75,6 +75,7 @@ Task<> require_base(const std::string& store, const Header& header, Disk* base) 
                             std::to_string(base->size()) + " bytes, the base '" +
                             header.base_locator + "' had " + std::to_string(header.base.size) +
                             ". Give that one, or make it as large as it was.");
+  if (header.compatible & kBaseChanges) co_return;
   const BaseIdentity found = co_await identify(*base, header.base.size);
   if (found != header.base) refuse_other(store, header, *base, found);
 }

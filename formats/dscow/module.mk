@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 
-dscow-sources := $(addprefix formats/dscow/,bitmap.cc bits.cc check.cc create.cc header.cc headers.cc \
+dscow-sources := $(addprefix formats/dscow/,bitmap.cc bits.cc check.cc commit_base.cc create.cc header.cc headers.cc \
   identity.cc image.cc info.cc layout.cc open.cc owner.cc page_cache.cc regions.cc uncommitted.cc)
 
 PLUGINS    += dscow
@@ -18,3 +18,5 @@ test-plugins_SRCS = tests/unit/plugins.cc $(sim-sources)
 
 MAN_PAGES    += formats/dscow/cowd-dscow.5
 INSTALL_DOCS += docs/dscow.md
+# It runs cowctl.
+build/tests/unit/dscow-model: | build/bin/cowctl build/plugins/dscow.so

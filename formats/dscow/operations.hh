@@ -15,6 +15,8 @@ Task<> create(CreateRequest request);
 Task<std::unique_ptr<Image>> open(OpenRequest request);
 Task<nlohmann::json> info(std::shared_ptr<Disk> top);
 Task<CheckResult> check(CheckRequest request);
+Task<> begin_commit(CommitRequest request);
+Task<> end_commit(CommitRequest request);
 
 // Throws if the disk is shorter than its header says.
 void require_room(const Disk& store, const Header& header);

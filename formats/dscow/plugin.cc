@@ -30,6 +30,8 @@ constexpr FormatDescriptor describe() {
   format.info = info;
   format.check = check;
   format.store_size = store_size;
+  format.begin_commit = begin_commit;
+  format.end_commit = end_commit;
   return format;
 }
 

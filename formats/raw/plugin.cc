@@ -14,6 +14,7 @@ constexpr FormatDescriptor describe() {
   format.open = open;
   format.info = info;
   format.check = check;
+  format.resize = resize;
   format.store_size = [](uint64_t virtual_bytes, const Options&) { return virtual_bytes; };
   return format;
 }

@@ -121,4 +121,20 @@ Task<CheckResult> check(CheckRequest request) {
   co_return result;
 }
 
+// A file is as long as its disk.
+Task<> resize(ResizeRequest request) {
+  Disk& top = *request.top;
+  refuse_base(top, request.base);
+  if (request.size == 0 || request.size % top.block_size() != 0)
+    throw Error(EINVAL, top.name() + " has blocks of " + std::to_string(top.block_size()) +
+                            " bytes; a raw disk there has one or more, and " +
+                            std::to_string(request.size) + " bytes were asked for.");
+  co_await top.resize(request.size);
+  if (top.size() != request.size)
+    throw Error(ENOTSUP, top.name() +
+                             " is a device, and has the size that it has: use what made "
+                             "it, such as lvreduce.");
+  co_await top.flush();
+}
+
 }  // namespace cowd::raw

@@ -41,5 +41,6 @@ Task<> create(CreateRequest request);
 Task<std::unique_ptr<Image>> open(OpenRequest request);
 Task<nlohmann::json> info(std::shared_ptr<Disk> top);
 Task<CheckResult> check(CheckRequest request);
+Task<> resize(ResizeRequest request);
 
 }  // namespace cowd::raw

@@ -45,6 +45,11 @@ need ctl detach two
 need ctl detach one
 
 refused "a store that is not there" "/dev/$VG/none" ctl attach "dscow:/dev/$VG/none:$(vol base)"
+need qemu-img create -q -f qcow "$WORK/odd" 197120
+need truncate -s 1M "$WORK/odd"
+loop=$(losetup -b 4096 -f --show "$WORK/odd")
+refused "a disk that ends within a block" "385 sectors" ctl attach --name odd "qcow:$loop"
+need losetup -d "$loop"
 refused "a format that is not there" "nothing" ctl attach "nothing:$(vol cow)"
 refused "a specification that is none" "spec" ctl attach "::"
 refused "a base that is missing" "base" ctl attach "dscow:$(vol cow)"

@@ -41,6 +41,26 @@ CASE(k03_invalidate_ends_with_bios_parked) {
   CHECK_EQ(write.result(), 8 * 512);
 }
 
+// There is no overlay any more whose bits could be told: each asks for a mapping now.
+CASE(k03_who_asked_for_bits_asks_for_a_mapping) {
+  Rig rig;
+  Channel channel(*rig.target);
+  Io read = rig.file->read(0, 8);
+  channel.send(map_overlay(channel.expect(DMU_MSG_FAULT).id, kSize, 0, kGranule));
+  CHECK(channel.expect(DMU_MSG_FAULT).flags & DMU_F_LEAF);
+  channel.send(dmu_msg_invalidate(4, 0, kSize));
+  for (bool drained = false, asked = false; !drained || !asked;) {
+    auto msg = channel.next(kSoon);
+    CHECK(msg);
+    drained |= msg->type == DMU_MSG_INVALIDATED;
+    if (msg->type != DMU_MSG_FAULT) continue;
+    asked = true;
+    CHECK(!(msg->flags & DMU_F_LEAF));
+    channel.send(map_plain(msg->id, msg->sector, msg->len, 1, msg->sector));
+  }
+  CHECK_EQ(read.result(), 8 * 512);
+}
+
 CASE(k03_invalidate_waits_for_io_at_the_destination) {
   Ram ram;
   auto slow = linear_over(ram);

@@ -123,6 +123,22 @@ Task<> SimDisk::flush() {
   if (fails) throw Error(fail_error_, name_ + ": flushing failed, as the test wants it.");
 }
 
+Task<> SimDisk::resize(uint64_t bytes) {
+  const Turn turn(*this);
+  if (read_only_) throw Error(EROFS, name_ + " is read-only.");
+  const bool fails = fails_now(kWrite);
+  co_await hop();
+  if (fails) throw Error(fail_error_, name_ + ": resizing failed, as the test wants it.");
+  const Bytes zeroes(block_size_);
+  for (uint64_t at = size_; content_.is_garbage() && at < bytes; at += block_size_) {
+    const auto part =
+        std::span<const std::byte>(zeroes).first(std::min<uint64_t>(block_size_, bytes - at));
+    content_.write(at, part);
+    recorded_.write(at, part);
+  }
+  size_ = bytes;
+}
+
 void SimDisk::delay(uint64_t seed, unsigned hops) {
   random_.seed(seed);
   hops_ = hops;
@@ -149,7 +165,13 @@ void SimDisk::require_valid(uint64_t offset, uint64_t length) const {
 }
 
 void SimDisk::log(Event::Kind kind, uint64_t id, uint64_t offset, std::span<const std::byte> data) {
-  if (recording_) log_.push_back({kind, id, offset, Bytes(data.begin(), data.end())});
+  static uint64_t time = 0;
+  if (recording_) log_.push_back({kind, id, offset, Bytes(data.begin(), data.end()), ++time});
+}
+
+size_t SimDisk::events_before(uint64_t time) const {
+  const auto end = std::ranges::lower_bound(log_, time, {}, &Event::time);
+  return static_cast<size_t>(end - log_.begin());
 }
 
 void SimDisk::record() {
@@ -168,20 +190,31 @@ void SimDisk::write_parts(Content& content, uint64_t offset, std::span<const std
 
 std::vector<SimDisk::Fate> SimDisk::fates(size_t at) const {
   std::vector<Fate> writes;
+  std::unordered_map<uint64_t, size_t> begun;                 // by id
+  std::vector<size_t> ended;                                  // before no flush has begun
+  std::unordered_map<uint64_t, std::vector<size_t>> covered;  // by the flush that has
   for (size_t i = 0; i < at; i++) {
     const Event& event = log_[i];
-    if (event.kind == Event::Kind::write_begins) writes.push_back({&event});
-    for (Fate& write : writes) switch (event.kind) {
-        case Event::Kind::write_ends: write.ended |= write.event->id == event.id; break;
-        case Event::Kind::flush_begins:
-          if (write.ended && write.flush == 0) write.flush = event.id;
-          break;
-        case Event::Kind::flush_ends:
-          write.certain |= write.flush == event.id && !write.doomed;
-          break;
-        case Event::Kind::flush_fails: write.doomed |= write.ended; break;
-        default: break;
-      }
+    switch (event.kind) {
+      case Event::Kind::write_begins:
+        begun[event.id] = writes.size();
+        writes.push_back({&event});
+        break;
+      case Event::Kind::write_ends:
+        if (const auto found = begun.find(event.id); found != begun.end()) {
+          writes[found->second].ended = true;
+          ended.push_back(found->second);
+        }
+        break;
+      case Event::Kind::flush_begins: covered[event.id] = std::exchange(ended, {}); break;
+      case Event::Kind::flush_ends:
+        for (const size_t each : covered[event.id]) writes[each].certain |= !writes[each].doomed;
+        break;
+      case Event::Kind::flush_fails:
+        for (Fate& write : writes) write.doomed |= write.ended;
+        break;
+      default: break;
+    }
   }
   return writes;
 }

@@ -38,6 +38,7 @@ class Content {
   explicit Content(bool garbage) : garbage_(garbage) {}
   void read(uint64_t offset, std::span<std::byte> out) const;
   void write(uint64_t offset, std::span<const std::byte> in);
+  bool is_garbage() const { return garbage_; }
 
  private:
   static constexpr uint64_t kChunk = 4096;
@@ -53,6 +54,7 @@ struct Event {
   uint64_t id = 0;  // of the operation; of a mark: what the test gave
   uint64_t offset = 0;
   Bytes data;
+  uint64_t time = 0;  // its number among the events of all disks
 };
 
 struct Counts {
@@ -72,6 +74,8 @@ class SimDisk : public Disk {
   Task<> read_at(uint64_t offset, std::span<std::byte> out) override;
   Task<> write_at(uint64_t offset, std::span<const std::byte> in) override;
   Task<> flush() override;
+  // As a file: what is new reads as zeroes. Counts as a write for fail().
+  Task<> resize(uint64_t bytes) override;
   uint64_t size() const override { return size_; }
   uint32_t block_size() const override { return block_size_; }
   bool read_only() const override { return read_only_; }
@@ -83,12 +87,14 @@ class SimDisk : public Disk {
   void fail(uint64_t nth, int error, unsigned ops = kAny);
   bool has_failed() const { return failed_; }
   void set_read_only(bool value) { read_only_ = value; }
-  void resize(uint64_t size) { size_ = size; }
+  void set_size(uint64_t size) { size_ = size; }
 
   // The log begins here, with everything before it certain.
   void record();
   void mark(uint64_t value);
   const std::vector<Event>& log() const { return log_; }
+  // How many of its events were before that moment.
+  size_t events_before(uint64_t time) const;
   // After a power cut before event `at` of the log.
   std::shared_ptr<SimDisk> crash(size_t at, Survives survives, Random& random) const;
 
@@ -111,7 +117,6 @@ class SimDisk : public Disk {
   struct Fate {
     const Event* event;
     bool ended = false;
-    uint64_t flush = 0;  // the first that began after it had ended
     bool certain = false;
     bool doomed = false;  // a flush after it has failed
   };

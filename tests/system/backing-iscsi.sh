@@ -160,6 +160,9 @@ check "what was written is there" test "$(sum_of /dev/mapper/four)" = "$sum"
 
 # --- cowd is killed ---
 end_cowd KILL
+# Its logging out would be tried for five seconds.
+check "a tool does not wait for devices that outlive cowd" timeout 4 cowctl --plugin-dir "$TOP/build/plugins" info "raw:$url/1"
+check "nor end their session" test "$(name_of cowd)" = "$session"
 start_cowd
 check "a restarted cowd serves on" dd if=/dev/mapper/two of=/dev/null bs=1M iflag=direct status=none
 check "over the same session" test "$(name_of cowd)" = "$session"

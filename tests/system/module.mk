@@ -3,11 +3,16 @@
 # One script a subject; the programs are what they load the disks with.
 
 system-tests := $(sort $(wildcard tests/system/*.sh))
-KERNEL_TESTS += $(filter-out tests/system/lib.sh,$(system-tests))
+# Minutes of servers that go and come, hundreds of images.
+long-system-tests := $(addprefix tests/system/,nbd-tls.sh backing-iscsi.sh many-sequences.sh)
+LONG_KERNEL_TESTS += $(long-system-tests)
+KERNEL_TESTS += $(filter-out tests/system/lib.sh $(long-system-tests),$(system-tests))
 
-TEST_TOOLS += blockload fsload killer
+TEST_TOOLS += blockload blockplay fsload killer
 blockload_SRCS   := tests/system/blockload.cc tests/system/pattern.cc
 blockload_LDLIBS := -lpthread
+blockplay_SRCS   := tests/system/blockplay.cc
+blockplay_LDLIBS := -lpthread
 fsload_SRCS      := tests/system/fsload.cc tests/system/fstree.cc
 killer_SRCS      := tests/system/killer.cc
 killer_LDLIBS    := -lpthread
@@ -24,3 +29,6 @@ fs-workload.sh_TIMEOUT := 480
 no-space.sh_TIMEOUT := 900
 backing-iscsi.sh_TIMEOUT := 600
 nbd-tls.sh_TIMEOUT := 300
+formats.sh_TIMEOUT := 600
+sequences.sh_TIMEOUT := 400
+many-sequences.sh_TIMEOUT := 3600

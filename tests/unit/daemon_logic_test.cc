@@ -98,13 +98,15 @@ TEST(Config, EmptyFileGivesTheDefaults) {
 TEST(Config, TakesValues) {
   Config config = parse_config(
       "[log]\nlevel = \"debug\"\ntargets = [\"file\", \"syslog\"]\nfile = \"/tmp/x\"\n"
-      "[devices]\nno_space = \"fail\"\ndurability = \"always\"\nno_daemon = \"fail\"\n",
+      "[devices]\nno_space = \"fail\"\ndurability = \"always\"\nno_daemon = \"fail\"\n"
+      "metadata_cache = \"64M\"\n",
       "cowd.toml");
   EXPECT_EQ(config.log.level, Level::debug);
   EXPECT_EQ(config.log.targets, (std::vector{LogTarget::file, LogTarget::syslog}));
   EXPECT_EQ(config.devices.session.no_space, SessionSettings::NoSpace::fail);
   EXPECT_EQ(config.devices.durability, Durability::always);
   EXPECT_FALSE(config.devices.queue_if_no_daemon);
+  EXPECT_EQ(config.devices.metadata_cache, 64U << 20);
 }
 
 TEST(Config, RefusesByNameAndLine) {
@@ -120,6 +122,8 @@ TEST(Config, RefusesByNameAndLine) {
            Case{"[process]\nthreads = \"4\"\n", "process.threads has to be a whole number"},
            Case{"[devices]\ncommit_interval = \"1h\"\n",
                 "devices.commit_interval has to be a time"},
+           Case{"[devices]\nmetadata_cache = \"4k\"\n",
+                "devices.metadata_cache has to be a size from 1 MiB to 1 GiB"},
            Case{"[paths]\nsocket = \"here\"\n", "paths.socket has to be an absolute path"},
            Case{"[log]\ntargets = [\"file\"]\n", "log.file has to name one"},
            Case{"[log]\ntargets = []\n", "log.targets has to hold at least one"},
@@ -244,6 +248,7 @@ DeviceEntry an_entry(const std::string& name) {
   entry.durability = Durability::always;
   entry.paused = true;
   entry.max_extents = 7;
+  entry.top_mapped = false;
   return entry;
 }
 

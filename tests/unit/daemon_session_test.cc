@@ -103,6 +103,7 @@ class FakeImage : public Image {
   Task<> preserve() override { co_return; }
   Task<> close() override { co_return; }
   nlohmann::json stats() const override { return {}; }
+  bool forgets_on_reattach() const override { return forgets; }
 
   static Extent extent(Range range) {
     Extent extent;
@@ -116,7 +117,7 @@ class FakeImage : public Image {
   }
 
   SignalEvent gate;
-  bool held = false, broken = false, full = false, has_initial = false;
+  bool held = false, broken = false, full = false, has_initial = false, forgets = false;
   uint64_t slow_sector = ~0ULL, bad_sector = ~0ULL;
   std::vector<Promotion> told;
   std::vector<std::pair<uint64_t, bool>> commits;
@@ -222,6 +223,28 @@ TEST_F(SessionTest, ResolvesNothingBeforeTheReplayIsDone) {
   EXPECT_EQ(replays, 1);
   ASSERT_EQ(ids(DMU_MSG_MAP), (Ids{0, 1}));
   EXPECT_EQ(sent(DMU_MSG_MAP)[0].gen, 6U);
+  EXPECT_EQ(ids(DMU_MSG_ACK), Ids{2});
+}
+
+// What an earlier daemon gave and nobody used: this one may give the same place to another.
+TEST_F(SessionTest, ForAnImageThatHandsOutSpaceTheKernelForgetsFirst) {
+  image.forgets = image.has_initial = true;
+  start();
+  wire.say(fault(1, 8));
+  wire.say(with_seq(DMU_MSG_FLUSH, 2, 4));
+  settle();
+  ASSERT_EQ(sent(DMU_MSG_INVALIDATE).size(), 1U);
+  EXPECT_EQ(sent(DMU_MSG_INVALIDATE)[0].sector, 0U);
+  EXPECT_EQ(sent(DMU_MSG_INVALIDATE)[0].len, image.sectors());
+  EXPECT_EQ(replays, 0);
+  EXPECT_TRUE(sent(DMU_MSG_MAP).empty());
+  // What was promoted meanwhile is told before the drain has ended.
+  wire.say(with_seq(DMU_MSG_PROMOTED, 0, 4));
+  wire.say(dmu_msg_make(DMU_MSG_INVALIDATED, sent(DMU_MSG_INVALIDATE)[0].id));
+  settle();
+  EXPECT_EQ(image.told.size(), 1U);
+  EXPECT_EQ(replays, 1);
+  EXPECT_EQ(ids(DMU_MSG_MAP), (Ids{0, 1}));
   EXPECT_EQ(ids(DMU_MSG_ACK), Ids{2});
 }
 

@@ -200,7 +200,7 @@ TEST(DscowOpen, RefusesWhatIsNoStore) {
 
 TEST(DscowOpen, RefusesAStoreThatWasCutOff) {
   const auto top = make_store(10 * kMiB);
-  top->resize(top->size() - 4096);
+  top->set_size(top->size() - 4096);
   const auto [code, sentence] = failure_of(open(dscow_request(top)));
   EXPECT_EQ(code, ENOSPC);
   EXPECT_NE(sentence.find("needs 11534336"), std::string::npos) << sentence;
@@ -302,7 +302,7 @@ TEST_F(DscowBase, MissingOrUnwantedIsRefused) {
 }
 
 TEST_F(DscowBase, ShrunkIsRefused) {
-  base_->resize(9 * kMiB);
+  base_->set_size(9 * kMiB);
   const auto [code, sentence] = open_with(base_);
   EXPECT_EQ(code, ESTALE);
   EXPECT_NE(sentence.find("has 9437184 bytes, the base '/dev/vg/base' had 10485760"),
@@ -311,7 +311,7 @@ TEST_F(DscowBase, ShrunkIsRefused) {
 }
 
 TEST_F(DscowBase, GrownIsAccepted) {
-  base_->resize(12 * kMiB);
+  base_->set_size(12 * kMiB);
   EXPECT_EQ(open_with(base_).first, 0);
 }
 

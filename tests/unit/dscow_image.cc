@@ -374,14 +374,14 @@ TEST_F(DscowCheck, RepairsADamagedHeaderFromTheOther) {
 TEST_F(DscowCheck, TellsOfAWrongBaseAndOfACutStore) {
   base_->poke(0, Bytes(512));
   EXPECT_EQ(check_of(top_, true, base_).errors, 1u);
-  top_->resize(top_->size() - kMiB);
+  top_->set_size(top_->size() - kMiB);
   const CheckResult result = check_of(top_, true);
   EXPECT_EQ(result.errors, 1u);
   EXPECT_NE(result.findings.at(0).find("too small"), std::string::npos);
 }
 
 TEST_F(DscowCheck, LeavesAnAttachedStoreAlone) {
-  base_->resize(200 * kMiB + 512);
+  base_->set_size(200 * kMiB + 512);
   run(world_.attach());
   const CheckResult result = check_of(top_);
   EXPECT_EQ(result.errors + result.leaks, 0u);

@@ -21,7 +21,7 @@ const FormatDescriptor& load(const std::string& name) {
 }
 
 TEST(Plugin, DescribesItself) {
-  for (const std::string name : {"dscow", "raw"}) {
+  for (const std::string name : {"dscow", "qcow", "raw", "vhd", "vmdk"}) {
     const FormatDescriptor& format = load(name);
     EXPECT_EQ(format.abi, kPluginAbi);
     EXPECT_EQ(format.size, sizeof(FormatDescriptor));

@@ -2,11 +2,12 @@
 # Real guests of a real Xen, in the lab's machine (tests/lab/run --xen). One
 # script a subject; the programs are what the guests do.
 
-xen-tests := dmu.sh life.sh disks.sh loop.sh
+xen-tests := dmu.sh life.sh disks.sh images.sh loop.sh
 phy.sh_TIMEOUT := 240
 dmu.sh_TIMEOUT := 480
 life.sh_TIMEOUT := 600
 disks.sh_TIMEOUT := 600
+images.sh_TIMEOUT := 480
 loop.sh_TIMEOUT := 1200
 XEN_TESTS += $(addprefix tests/xen/,$(xen-tests))
 # phy.sh has nothing of ours: it tells whether the lab is sound.

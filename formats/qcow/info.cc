@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include <nlohmann/json.hpp>
+
+#include "formats/qcow/header.hh"
+#include "formats/qcow/qcow.hh"
+
+namespace cowd::qcow {
+
+Task<nlohmann::json> info(std::shared_ptr<Disk> top) {
+  const Header header = co_await read_header(*top);
+  nlohmann::json json{{"format", "qcow"},
+                      {"virtual-size", header.size},
+                      {"cluster-size", header.cluster()},
+                      {"table-entries", header.entries()}};
+  const std::string backing = co_await backing_name(*top, header);
+  if (!backing.empty()) json["base"] = backing;
+  co_return json;
+}
+
+}  // namespace cowd::qcow

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// What vmdk, vhd and qcow images in real folders name is opened by the rules of
+// docs/references.md: with the plugins as cowd loads them, and the files as they would be.
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <boost/asio/io_context.hpp>
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+#include "cowd/core/references.hh"
+#include "cowd/core/run.hh"
+
+namespace {
+
+using namespace cowd;
+namespace fs = std::filesystem;
+
+constexpr size_t kLocator = 512 + 576, kPath = 1536;  // in a VHD that we made
+
+class NamedImages : public ::testing::Test {
+ protected:
+  NamedImages()
+      : folder_(fs::temp_directory_path() / ("named." + std::to_string(getpid()))),
+        inside_(folder_ / "images") {
+    fs::create_directories(inside_);
+    write(folder_ / "secret", std::string(65536, 's'));
+    write(inside_ / "flat", std::string(65536, 'f'));
+    fs::create_symlink("flat", inside_ / "link");
+    EXPECT_EQ(mkfifo((inside_ / "pipe").c_str(), 0600), 0);
+  }
+  ~NamedImages() override {
+    set_reference_roots({});
+    fs::remove_all(folder_);
+  }
+
+  static void write(const fs::path& path, const std::string& bytes) {
+    std::ofstream(path, std::ios::binary) << bytes;
+  }
+  static std::string read(const fs::path& path) {
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), {}};
+  }
+
+  std::shared_ptr<FileReferences> references(const std::string& format, const fs::path& path,
+                                             const std::shared_ptr<Disk>& top) {
+    return std::make_shared<FileReferences>(io_, &plugins_, FileReferences::Purpose::tool,
+                                            parse_spec(format + ":" + path.string()).top, top);
+  }
+
+  // Why it is not opened; "": it is.
+  std::string refusal(const std::string& format, const std::string& name, int code) {
+    const fs::path path = inside_ / name;
+    OpenRequest request;
+    request.top = BlockDisk::open(io_, path, BlockDisk::Open::read_only);
+    request.read_only = true;
+    request.references = references(format, path, request.top);
+    try {
+      run_to_end(loop_, plugins_.load(format).open(std::move(request)));
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), code) << error.what();
+      EXPECT_NE(std::string(error.what()).find(name), std::string::npos) << error.what();
+      return error.what();
+    }
+    return "";
+  }
+
+  void make(const std::string& format, const std::string& name, Options options, uint64_t size) {
+    const fs::path path = inside_ / name;
+    write(path, std::string(4096, '\0'));
+    CreateRequest request;
+    request.top = BlockDisk::open(io_, path, BlockDisk::Open::writable);
+    request.size = size;
+    request.options = std::move(options);
+    request.force = true;
+    const auto chain = references(format, path, request.top);
+    request.references = chain;
+    run_to_end(loop_, plugins_.load(format).create(std::move(request)));
+    chain->keep_made();
+  }
+
+  void vmdk(const std::string& name, const std::string& extent, const std::string& parent = "") {
+    write(inside_ / name, "# Disk DescriptorFile\nversion=1\nCID=11111111\nparentCID=" +
+                              std::string(parent.empty() ? "ffffffff" : "11111111") +
+                              "\ncreateType=\"monolithicFlat\"\nparentFileNameHint=\"" + parent +
+                              "\"\nRW 128 FLAT \"" + extent + "\" 0\n" + std::string(4096, '\n'));
+  }
+
+  // `image`, a differencing one, lies on something else now.
+  static std::string with_parent(std::string image, const std::string& parent) {
+    const auto put = [&image](size_t at, size_t value) {
+      for (size_t i = 0; i < 4; i++) image[at + i] = static_cast<char>(value >> (24 - 8 * i));
+    };
+    std::string path(512, '\0');
+    for (size_t i = 0; i < parent.size(); i++) path[2 * i] = parent[i] == '/' ? '\\' : parent[i];
+    image.replace(kPath, path.size(), path);
+    put(kLocator + 8, parent.size() * 2);
+    put(512 + 36, 0);
+    uint32_t sum = 0;
+    for (size_t i = 512; i < 1536; i++) sum += static_cast<unsigned char>(image[i]);
+    put(512 + 36, ~sum);
+    return image;
+  }
+
+  // Each name that must not be followed, with the errno and words of its refusal.
+  template <typename Refused>
+  void each_bad_name(const std::string& self, Refused refused) {
+    EXPECT_NE(refused("/etc/shadow", EPERM).find("outside of the folders"), std::string::npos);
+    EXPECT_NE(refused("/dev/sda", EPERM).find("outside of the folders"), std::string::npos);
+    EXPECT_NE(refused("../secret", EPERM).find("outside of the folders"), std::string::npos);
+    EXPECT_NE(refused("link", EPERM).find("symbolic link"), std::string::npos);
+    EXPECT_NE(refused("pipe", EPERM).find("no regular file"), std::string::npos);
+    EXPECT_NE(refused("nowhere", ENOENT).find("does not exist"), std::string::npos);
+    EXPECT_NE(refused(self, ELOOP).find("cannot lie on itself"), std::string::npos);
+    set_reference_roots({"/dev"});
+    EXPECT_NE(refused("/dev/null", EPERM).find("no regular file"), std::string::npos);
+    set_reference_roots({});
+  }
+
+  // The last of a thousand, i1 to i1000, each on the one before it.
+  void expect_refused_soon(const std::string& format) {
+    const auto begin = std::chrono::steady_clock::now();
+    const fs::path path = inside_ / "i1000";
+    OpenRequest request;
+    request.top = BlockDisk::open(io_, path, BlockDisk::Open::read_only);
+    request.read_only = true;
+    request.references = references(format, path, request.top);
+    std::string said;
+    try {
+      run_to_end(loop_, plugins_.load(format).open(std::move(request)));
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), EMLINK);
+      said = error.what();
+    }
+    // The top and 62 beneath it.
+    EXPECT_NE(said.find("i938 names 'i937', and that is one file too many"), std::string::npos)
+        << said;
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(20));
+    EXPECT_EQ(refusal(format, "i62", 0), "");
+  }
+
+  boost::asio::io_context loop_;
+  std::shared_ptr<AsyncIo> io_ = make_async_io(loop_);
+  PluginLoader plugins_{{"build/plugins"}};
+  const fs::path folder_, inside_;
+};
+
+TEST_F(NamedImages, ExtentsOfAVmdk) {
+  each_bad_name("top.vmdk", [this](const std::string& name, int code) {
+    vmdk("top.vmdk", name);
+    return refusal("vmdk", "top.vmdk", code);
+  });
+  vmdk("top.vmdk", "flat");
+  EXPECT_EQ(refusal("vmdk", "top.vmdk", 0), "");
+}
+
+TEST_F(NamedImages, TheParentOfAVmdk) {
+  each_bad_name("top.vmdk", [this](const std::string& name, int code) {
+    vmdk("top.vmdk", "flat", name);
+    return refusal("vmdk", "top.vmdk", code);
+  });
+}
+
+TEST_F(NamedImages, TheParentOfAVhd) {
+  make("vhd", "base.vhd", {}, 1 << 20);
+  make("vhd", "child.vhd", {{"type", "differencing"}, {"parent", "base.vhd"}}, 0);
+  EXPECT_EQ(refusal("vhd", "child.vhd", 0), "");
+  const std::string child = read(inside_ / "child.vhd");
+  each_bad_name("child.vhd", [&](const std::string& name, int code) {
+    write(inside_ / "child.vhd", with_parent(child, name));
+    return refusal("vhd", "child.vhd", code);
+  });
+}
+
+// The format has no place for the format of what lies beneath, so nothing is opened at all.
+TEST_F(NamedImages, WhatLiesBeneathAQcow) {
+  make("qcow", "top.qcow", {}, 1 << 20);
+  const std::string image = read(inside_ / "top.qcow");
+  for (const std::string name :
+       {"/etc/shadow", "/dev/sda", "../secret", "link", "top.qcow", "flat"}) {
+    std::string named = image;
+    named.replace(2048, name.size(), name);
+    named[14] = 8, named[15] = 0;  // at 2048
+    named[19] = static_cast<char>(name.size());
+    write(inside_ / "top.qcow", named);
+    EXPECT_NE(refusal("qcow", "top.qcow", EOPNOTSUPP).find("lies on " + name), std::string::npos);
+  }
+}
+
+TEST_F(NamedImages, AThousandVmdkAreTooMany) {
+  make("vmdk", "base", {}, 65536);
+  const std::string base = read(inside_ / "base");
+  const size_t cid = base.find("CID=") + 4;
+  for (int i = 1; i <= 1000; i++) {
+    const std::string parent = i == 1 ? "base" : "i" + std::to_string(i - 1);
+    std::string image = base;
+    image.replace(base.find("ffffffff"), 8, base.substr(cid, 8));
+    const std::string hint = "parentFileNameHint=\"" + parent + "\"\n";
+    image.replace(image.find("# The Disk"), hint.size(), hint);
+    write(inside_ / ("i" + std::to_string(i)), image);
+  }
+  expect_refused_soon("vmdk");
+}
+
+TEST_F(NamedImages, AThousandVhdAreTooMany) {
+  make("vhd", "base", {}, 1 << 20);
+  make("vhd", "i1", {{"type", "differencing"}, {"parent", "base"}}, 0);
+  std::string image = read(inside_ / "i1");
+  // All have one name for themselves, so each is the parent of the next.
+  const std::string base = read(inside_ / "base");
+  const std::string uuid = base.substr(68, 16);
+  for (const size_t at : {size_t{0}, image.size() - 512}) {
+    image.replace(at + 68, 16, uuid);
+    image.replace(at + 64, 4, 4, '\0');
+    uint32_t sum = 0;
+    for (size_t i = at; i < at + 512; i++) sum += static_cast<unsigned char>(image[i]);
+    for (size_t i = 0; i < 4; i++) image[at + 64 + i] = static_cast<char>(~sum >> (24 - 8 * i));
+  }
+  for (int i = 1; i <= 1000; i++)
+    write(inside_ / ("i" + std::to_string(i)),
+          with_parent(image, i == 1 ? "base" : "i" + std::to_string(i - 1)));
+  expect_refused_soon("vhd");
+}
+
+}  // namespace

@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Random sequences of everything a guest, a kernel and a host do to an image, beside a guest
+// that knows what it must read.
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "formats/qcow2/image.hh"
+#include "tests/sim/qcow2_world.hh"
+
+namespace cowd::qcow2 {
+namespace {
+
+using namespace cowd::sim;
+
+void expect_clean(Qcow2World& world, bool ask_qemu) {
+  if (world.data && world.is_raw()) {
+    // Whoever reads the data file alone reads the disk.
+    run(world.kernel->attach());
+    const Bytes all = run(world.kernel->read(0, world.guest->sectors()));
+    EXPECT_EQ(world.data->peek(0, all.size()), all);
+    world.kernel->die();
+  }
+  const CheckResult result = check_qcow2(world.top->copy());
+  EXPECT_EQ(result.errors, 0u);
+  EXPECT_EQ(result.leaks, 0u);
+  for (const std::string& each : result.findings) ADD_FAILURE() << each;
+  std::string output;
+  if (ask_qemu) {
+    EXPECT_EQ(qemu_check(*world.top, &output), 0) << output;
+  }
+}
+
+TEST(Qcow2Image, AnySequenceReadsWhatWasWritten) {
+  for (uint64_t seed = 1; seed <= 28; seed++) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    const Shape& shape = qcow2_shapes()[seed % qcow2_shapes().size()];
+    Qcow2World world(shape, seed, seed % 5 ? Durability::flush : Durability::always);
+    const Range all{0, world.guest->sectors()};
+    for (int round = 0; round < 2; round++) {
+      run(world.play(all, 25));
+      run(world.kernel->reattach());
+      run(world.guest->verify());
+      run(world.play(all, 15));
+      run(world.kernel->detach());
+      ASSERT_NO_FATAL_FAILURE(expect_clean(world, seed % 16 == 0));
+      run(world.kernel->attach());
+      run(world.guest->verify());
+    }
+    if (HasFailure()) return;
+  }
+}
+
+TEST(Qcow2Image, ManyAtOnce) {
+  for (uint64_t seed = 1; seed <= 16; seed++) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    const Shape& shape = qcow2_shapes()[seed % qcow2_shapes().size()];
+    Qcow2World world(shape, seed, seed % 5 ? Durability::flush : Durability::always);
+    world.top->delay(seed, 6);
+    std::vector<Task<>> tasks;
+    const uint64_t part = world.guest->sectors() / 5 / 8 * 8;
+    for (uint64_t i = 0; i < 5; i++) {
+      const Range range{i * part, part};
+      tasks.push_back(world.play(range, 25));
+    }
+    run_all(std::move(tasks));
+    EXPECT_FALSE(world.top->buffer_changed());
+    run(world.guest->verify());
+    run(world.kernel->reattach());
+    run(world.guest->verify());
+    run(world.kernel->detach());
+    ASSERT_NO_FATAL_FAILURE(expect_clean(world, seed % 16 == 0));
+    run(world.kernel->attach());
+    run(world.guest->verify());
+    if (HasFailure()) return;
+  }
+}
+
+// The kernel never forgets an overlay by itself: old ones are taken back.
+TEST(Qcow2Image, OverlaysAreTakenBack) {
+  for (uint64_t seed = 1; seed <= 10; seed++) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Qcow2World world(qcow2_shapes()[seed % qcow2_shapes().size()], seed);
+    dynamic_cast<Qcow2Image&>(world.kernel->image()).keep_runs(3);
+    world.top->delay(seed, 4);
+    std::vector<Task<>> tasks;
+    const uint64_t part = world.guest->sectors() / 4 / 8 * 8;
+    for (uint64_t i = 0; i < 4; i++) {
+      const Range range{i * part, part};
+      tasks.push_back(world.play(range, 30));
+    }
+    run_all(std::move(tasks));
+    EXPECT_LE(world.kernel->overlays(), 4u);
+    run(world.guest->verify());
+    run(world.kernel->detach());
+    ASSERT_NO_FATAL_FAILURE(expect_clean(world, seed % 10 == 0));
+    run(world.kernel->attach());
+    run(world.guest->verify());
+    if (HasFailure()) return;
+  }
+}
+
+// After the replay, and before the kernel is made to forget what the cowd before gave it.
+TEST(Qcow2Image, WhatIsPromotedWhileAnotherCowdBeginsCounts) {
+  const auto top = make_qcow2(4 * kMiB, {{"cluster_size", "64K"}});
+  make_room(top);
+  std::unique_ptr<Image> image = run(open(qcow2_request(top)));
+  const auto first = run(image->resolve({0, 128}, Access::write));
+  const Extent given = std::get<Extent>(first.front());
+  OpenRequest again = qcow2_request(top);
+  again.reattach = true;
+  image = run(open(std::move(again)));
+  image->promoted({{0, 128}, given.write.dest, given.write.sector, 1, false});
+  const auto other = run(image->resolve({1024, 128}, Access::write));
+  EXPECT_NE(std::get<Extent>(other.front()).write, given.write);
+  run(image->commit(1, true));
+  const auto found = run(image->resolve({0, 8}, Access::read));
+  EXPECT_EQ(std::get<Extent>(found.front()).read, given.write);
+}
+
+TEST(Qcow2Image, WholeClustersAreNotCopied) {
+  Qcow2World world({4 * kMiB, {{"cluster_size", "64K"}}, 4 * kMiB, 512}, 1);
+  run(world.guest->write({128, 128 * 4}));
+  EXPECT_EQ(world.kernel->copied(), 0u);
+  run(world.guest->write({1024 + 3, 1}));
+  EXPECT_EQ(world.kernel->copied(), 127u);
+}
+
+TEST(Qcow2Image, OnlyTheSubclusterIsCopied) {
+  const Options options{{"cluster_size", "64K"}, {"extended_l2", "on"}};
+  Qcow2World world({4 * kMiB, options, 4 * kMiB, 512}, 1);
+  run(world.guest->write({1024 + 1, 1}));  // subclusters have 4 sectors
+  EXPECT_EQ(world.kernel->copied(), 3u);
+  run(world.guest->write({1024 + 6, 4}));
+  EXPECT_EQ(world.kernel->copied(), 3u + 2 + 2);
+  run(world.kernel->detach());
+  run(world.kernel->attach());
+  run(world.guest->write({1024 + 33, 2}));
+  EXPECT_EQ(world.kernel->copied(), 7u + 2);
+  run(world.guest->verify());
+  run(world.kernel->detach());
+  // One cluster, of which 4 subclusters are here and 28 in the backing file.
+  EXPECT_EQ(check_qcow2(world.top).allocated_granules, 1u);
+  OpenRequest request = qcow2_request(world.top, world.references);
+  request.read_only = true;
+  const std::unique_ptr<Image> image = run(open(request));
+  uint64_t here = 0;
+  for (const MapEntry& entry : run(image->map({0, image->sectors()})))
+    if (entry.depth == 0) here += entry.range.len;
+  EXPECT_EQ(here, 4u * 4);
+}
+
+// Of a cluster that is read from two places each part is given by itself; it has one place.
+TEST(Qcow2Image, AClusterOnTheEdgeOfTheBackingFileIsNotCopied) {
+  const Options options{{"cluster_size", "64K"}, {"extended_l2", "on"}};
+  Qcow2World world({kMiB, options, 512 * kKiB + 16 * kKiB, 512}, 1);
+  run(world.guest->write({1024 + 24, 16}));
+  EXPECT_EQ(world.kernel->copied(), 0u);
+  run(world.guest->write({1024 + 61, 1}));
+  EXPECT_EQ(world.kernel->copied(), 3u);
+  run(world.guest->verify());
+  run(world.kernel->detach());
+  expect_clean(world, true);
+  EXPECT_EQ(check_qcow2(world.top).allocated_granules, 1u);
+}
+
+TEST(Qcow2Image, SubclustersAreUnmappedOneByOne) {
+  const Options options{{"cluster_size", "64K"}, {"extended_l2", "on"}};
+  Qcow2World world({kMiB, options, kMiB, 512}, 1);
+  run(world.guest->write({128, 128}));
+  run(world.kernel->detach());
+  run(world.kernel->attach());
+  const uint64_t copied = world.kernel->copied();
+  run(world.guest->zero({128, 4}));
+  run(world.guest->zero({0, 8}));
+  EXPECT_EQ(world.kernel->copied(), copied);
+  run(world.guest->verify());
+  run(world.kernel->detach());
+  expect_clean(world, true);
+  EXPECT_EQ(check_qcow2(world.top).allocated_granules, 1u);
+  run(world.kernel->attach());
+  run(world.guest->zero({128, 128}));
+  run(world.guest->verify());
+  run(world.kernel->detach());
+  expect_clean(world, true);
+  const std::unique_ptr<Image> image = run(open(qcow2_request(world.top, world.references)));
+  const std::vector<MapEntry> map = run(image->map({128, 128}));
+  EXPECT_EQ(map.size(), 1u);
+  EXPECT_TRUE(map.at(0).zero && !map.at(0).has_offset && map.at(0).depth == 0);
+}
+
+// Zeroes are written where the data file is to be the disk, and kept as a flag where not.
+TEST(Qcow2Image, ADataFile) {
+  for (const char* raw : {"off", "on"}) {
+    const Options options{{"data_file", "data.raw"}, {"data_file_raw", raw}};
+    Qcow2World world({kMiB, options, 0, 512}, 1);
+    EXPECT_EQ(world.data->size(), kMiB);
+    run(world.guest->write({256, 256}));
+    run(world.guest->flush());
+    run(world.kernel->detach());
+    run(world.kernel->attach());
+    world.data->reset_counts();
+    run(world.guest->zero({256, 128}));
+    EXPECT_EQ(world.data->counts().writes != 0, world.is_raw());
+    // A discard goes on to where the data is.
+    const std::vector<Answer> answers = run(world.kernel->image().discard({384, 128}));
+    ASSERT_EQ(answers.size(), 1u);
+    EXPECT_EQ(std::get<Extent>(answers[0]).write, Side::at(1, 384));
+    EXPECT_TRUE(run(world.kernel->image().discard({1024, 128})).empty());
+    run(world.guest->verify());
+    run(world.kernel->detach());
+    ASSERT_NO_FATAL_FAILURE(expect_clean(world, true));
+    EXPECT_EQ(check_qcow2(world.top).allocated_granules, world.is_raw() ? 2u : 1u);
+    world.data->set_size(kMiB - 512);
+    const auto [code, sentence] = failure_of(open(qcow2_request(world.top, world.references)));
+    EXPECT_EQ(code, EROFS);
+    EXPECT_NE(sentence.find("truncate -s 1048576"), std::string::npos) << sentence;
+  }
+}
+
+TEST(Qcow2Image, ASequentialWriterFaultsRarely) {
+  Qcow2World world({64 * kMiB, {{"cluster_size", "64K"}}, 0, 512}, 1);
+  for (uint64_t at = 0; at < 64 * kMiB / 512; at += 8) {
+    const Range range{at, 8};
+    run(world.guest->write(range));
+  }
+  EXPECT_LT(world.kernel->faults(), 60u);
+  run(world.kernel->detach());
+  expect_clean(world, true);
+}
+
+TEST(Qcow2Image, ReadsAreOneExtentWhereTheImageIsInARow) {
+  Qcow2World world({16 * kMiB, {{"cluster_size", "64K"}}, 0, 512}, 1);
+  run(world.guest->write({0, 8 * kMiB / 512}));
+  run(world.kernel->detach());
+  run(world.kernel->attach());
+  run(world.guest->verify());
+  EXPECT_LE(world.kernel->faults(), 3u);
+}
+
+TEST(Qcow2Image, ACommitWithNothingToDoDoesNothing) {
+  Qcow2World world(qcow2_shapes()[0], 1);
+  world.top->reset_counts();
+  run(world.kernel->image().commit(UINT64_MAX, false));
+  EXPECT_EQ(world.top->counts().all(), 0u);
+}
+
+TEST(Qcow2Image, AReadOnlyImageIsNeverWrittenTo) {
+  Qcow2World world(qcow2_shapes()[2], 3);
+  run(world.guest->write({5, 300}));
+  run(world.kernel->detach());
+  world.top->set_read_only(true);
+  world.top->reset_counts();
+  run(world.kernel->attach());
+  run(world.guest->verify());
+  EXPECT_EQ(failure_of(world.guest->write({5, 1})).first, EROFS);
+  run(world.kernel->image().close());
+  EXPECT_EQ(world.top->counts().writes + world.top->counts().flushes, 0u);
+}
+
+TEST(Qcow2Image, NoRoomIsSaidAndWhatIsThereStays) {
+  Qcow2World world({4 * kMiB, {{"cluster_size", "4K"}}, 0, 512}, 1);
+  run(world.kernel->detach());
+  world.top->set_size(kMiB);
+  run(world.kernel->attach());
+  int code = 0;
+  uint64_t at = 0;
+  for (; at < 8192 && code == 0; at += 64) {
+    const Range range{at, 64};
+    code = failure_of(world.guest->write(range)).first;
+  }
+  EXPECT_EQ(code, ENOSPC);
+  EXPECT_GT(at, 1000u);
+  run(world.guest->verify({0, at - 64}));
+  run(world.kernel->detach());
+  expect_clean(world, true);
+}
+
+TEST(Qcow2Image, WhatWasDiscardedIsRoomBeforeItIsCommitted) {
+  Qcow2World world({kMiB, {{"cluster_size", "4K"}}, 0, 512}, 1);
+  const Range all{0, world.guest->sectors()};
+  run(world.guest->write(all));
+  for (int i = 0; i < 3; i++) {
+    run(world.kernel->detach());
+    run(world.kernel->attach());
+    run(world.guest->discard(all));
+    run(world.guest->write(all));
+    run(world.guest->verify());
+  }
+  run(world.kernel->detach());
+  ASSERT_NO_FATAL_FAILURE(expect_clean(world, true));
+}
+
+TEST(Qcow2Image, CloseTellsHowLongTheFileIs) {
+  Qcow2World world({64 * kMiB, {}, 0, 512}, 1);
+  run(world.guest->write({0, 1}));
+  run(world.kernel->flush());
+  run(world.kernel->image().close());
+  const uint64_t used = world.kernel->image().used_bytes();
+  EXPECT_GT(used, 4 * 64 * kKiB);
+  EXPECT_LE(used, 7 * 64 * kKiB);
+  world.top->set_size(used);
+  EXPECT_EQ(qemu_check(*world.top), 0);
+}
+
+}  // namespace
+}  // namespace cowd::qcow2
