@@ -51,6 +51,8 @@ std::string encode(std::string_view text) {
     else
       out += c;
   }
+  // It would be the end of a configuration's line.
+  if (out.ends_with(' ')) out.replace(out.size() - 1, 1, "%20");
   return out;
 }
 
@@ -166,11 +168,12 @@ class Parser {
   }
 
   std::string absolute(const char* role, std::string_view word) {
-    if (word.starts_with("//"))
+    std::string path = decode(role, word);
+    if (path.starts_with("//"))
       refuse(std::string(role) +
              " begins with //: write one slash for a path, or nbd:// or iscsi://");
-    if (word.ends_with('/')) refuse(std::string(role) + " ends with /, so it names a directory");
-    return decode(role, word);
+    if (path.ends_with('/')) refuse(std::string(role) + " ends with /, so it names a directory");
+    return path;
   }
 
   Component nbd(const char* role) {
@@ -190,6 +193,9 @@ class Parser {
         !result.target.starts_with("naa."))
       refuse(std::string(role) + " names the iSCSI target " + in_quotes(result.target) +
              " but such a name begins with iqn., eui. or naa.");
+    if (result.target.find('/') != std::string::npos)
+      refuse(std::string(role) + " names the iSCSI target " + in_quotes(result.target) +
+             " but no such name has a /");
     if (!take("/"))
       refuse(std::string(role) +
              " has no /LUN after the iSCSI target; a ':' in the target's name is written %3A");

@@ -44,7 +44,7 @@ Task<std::unique_ptr<Image>> open(OpenRequest request) {
   co_await clusters->load();
   Parts parts;
   if (!request.read_only) {
-    const Clusters::Use use = co_await clusters->used(Clusters::Look::places);
+    const Clusters::Use use = co_await clusters->used(Clusters::Look::overlaps);
     require_growable(top, header, use);
     const std::shared_ptr<growing::Space> space = clusters->space(use);
     parts.spaces = {space};

@@ -185,12 +185,12 @@ nlohmann::json Clusters::stats() const {
 
 Task<Clusters::Use> Clusters::used(Look look, const Progress& progress) {
   Use use;
-  take(0, header_.first_level + first_level_.size() * 8, "The header", look, use);
+  take({0, header_.first_level + first_level_.size() * 8}, "The header", look, use);
   for (uint64_t index = 0; index < first_level_.size(); index++) {
     if (first_level_[index] == 0) continue;
     use.tables++;
     // One that is there twice is not read twice: they may all be the same.
-    if (!take(first_level_[index], header_.table_bytes(),
+    if (!take({first_level_[index], header_.table_bytes()},
               "Second-level table " + std::to_string(index), Look::overlaps, use))
       continue;
     Buffer table(header_.table_bytes());
@@ -208,18 +208,17 @@ void Clusters::check_entry(uint64_t cluster, uint64_t entry, Look look, Use& use
   use.clusters++;
   const std::string what = "Cluster " + std::to_string(cluster);
   if (entry & kPacked) {
-    // Compressed clusters share the room of a cluster.
     const PackedPlace place = packed_place(header_, entry);
-    take(place.offset, place.bytes, what, std::min(look, Look::places), use);
+    take({place.offset, place.bytes, true}, what, look, use);
     return;
   }
   if (entry % header_.cluster() != 0) use.aligned = false;
-  take(entry, header_.cluster(), what, look, use);
+  take({entry, header_.cluster()}, what, look, use);
 }
 
 // Whether it can be there, and nothing else is.
-bool Clusters::take(uint64_t offset, uint64_t bytes, const std::string& what, Look look,
-                    Use& use) const {
+bool Clusters::take(const Room& room, const std::string& what, Look look, Use& use) const {
+  const auto [offset, bytes, packed] = room;
   const auto tell = [&](const std::string& problem) {
     if (use.errors.size() < kMaxErrors)
       use.errors.push_back(what + " at " + std::to_string(offset) + " of " + top_.name() + " " +
@@ -233,10 +232,11 @@ bool Clusters::take(uint64_t offset, uint64_t bytes, const std::string& what, Lo
   const uint64_t last = (offset + std::max<uint64_t>(bytes, 1) - 1) >> header_.cluster_bits;
   for (uint64_t at = offset >> header_.cluster_bits; at <= last && at < kMaxPlaces; at++) {
     if (at >= use.taken.size()) use.taken.resize(at + 1);
-    twice |= use.taken[at];
+    twice |= use.taken[at] && !(packed && use.packed.get(at));
+    if (packed && !use.taken[at]) use.packed.set(at);
     use.taken[at] = true;
   }
-  return twice && look == Look::overlaps ? tell("lies on something else") : !twice;
+  return twice ? tell("lies on something else") : true;
 }
 
 // Behind the first level only: what programs that we do not know add to the header is before.

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "formats/common/sparse_bits.hh"
 #include "formats/common/table_cache.hh"
 #include "formats/growing/space.hh"
 #include "formats/growing/tables.hh"
@@ -43,11 +44,12 @@ class Clusters : public growing::Tables {
     uint64_t tables = 0;
     bool aligned = true;      // all clusters that are not compressed, to their size
     std::vector<bool> taken;  // a bit for each cluster of the file up to `end`
+    SparseBits packed;        // those that have nothing but compressed clusters, which share
     std::vector<std::string> errors;
   };
-  // Reads all tables. entries: no more than that; places: also what lies where; overlaps: and
-  // complains of what lies on something else.
-  enum class Look { entries, places, overlaps };
+  // Reads all tables. entries: no more than that; overlaps: also complains of what lies on
+  // something else, for it would be written over.
+  enum class Look { entries, overlaps };
   Task<Use> used(Look look, const Progress& progress = nullptr);
   // The room behind all that is used, and the holes between tables and clusters.
   std::shared_ptr<growing::Space> space(const Use& use) const;
@@ -60,7 +62,11 @@ class Clusters : public growing::Tables {
   Task<> write_new_table(uint64_t index, std::span<const growing::Link> links);
   Task<> write_first_level(const std::map<uint64_t, uint64_t>& tables);
   void check_entry(uint64_t cluster, uint64_t entry, Look look, Use& use) const;
-  bool take(uint64_t offset, uint64_t bytes, const std::string& what, Look look, Use& use) const;
+  struct Room {
+    uint64_t offset, bytes;
+    bool packed = false;
+  };
+  bool take(const Room& room, const std::string& what, Look look, Use& use) const;
 
   Disk& top_;
   const Header header_;

@@ -61,13 +61,8 @@ std::optional<Link> Qcow2Image::unmapped(const Entry& entry, uint64_t cluster, R
 }
 
 // What has been copied here and is not committed yet stays, too.
-bool Qcow2Image::may_unmap(uint64_t granule) {
-  if (run_at(granule) || promoted_.count(granule)) return false;
-  const uint64_t cluster = granule / per_cluster();
-  const auto own = own_.find(cluster);
-  if (own == own_.end() || !(own->second.raw & kOffsetMask)) return true;
-  const std::optional<Link> before = on_disk(cluster);
-  return before && (before->raw & kOffsetMask) == (own->second.raw & kOffsetMask);
+bool Qcow2Image::may_unmap(uint64_t granule) const {
+  return !run_at(granule) && !promoted_.contains(granule);
 }
 
 // The entry without those of granules [first, end) of a cluster that may be unmapped; nothing if

@@ -236,7 +236,7 @@ Task<> Qcow2Image::fill(RunPtr run) {
                        std::span<const std::byte>(bytes).first(length));
     if (always) {
       co_await data_disk().flush();
-      co_await link_filled(*run);
+      note_filled(*run);
     }
   } catch (...) {
     failure = std::current_exception();
@@ -253,19 +253,14 @@ Task<> Qcow2Image::fill(RunPtr run) {
   if (always) co_await commit_own();
 }
 
-// The copy is ours to commit; nothing is told of it.
-Task<> Qcow2Image::link_filled(const Run& run) {
-  const uint64_t cluster = run.first / per_cluster();
-  co_await load(cluster_at(cluster));
-  std::optional<Link> link = before_promotions(cluster);
-  while (!link) {
-    co_await load(cluster_at(cluster));
-    link = before_promotions(cluster);
-  }
-  const uint64_t within = run.first % per_cluster();
-  const uint64_t host = (run.host - within * granule_sectors()) * kSector;
-  own_[cluster] = with_data(*header_, *link, within, host);
+// The copy is ours to commit; the kernel tells nothing of it. As what it tells is, the granules are
+// added to whatever the cluster's entry is then: a commit may be changing that just now.
+void Qcow2Image::note_filled(const Run& run) {
   if (run.home) run.home->named = true;
+  for (uint64_t granule = run.first; granule < std::min(run.end(), granules()); granule++) {
+    const uint64_t host = run.host + (granule - run.first) * granule_sectors();
+    promoted_[granule] = {(host - granule % per_cluster() * granule_sectors()) * kSector, 0};
+  }
 }
 
 // What was not promoted goes back; a home by itself.

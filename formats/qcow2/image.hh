@@ -97,7 +97,7 @@ class Qcow2Image : public Image {
   };
   using RunPtr = std::shared_ptr<Run>;
 
-  // Data that came to a granule.
+  // Data that came to a granule; seq 0: not from the kernel.
   struct Promoted {
     uint64_t host = 0;  // bytes, of the cluster
     uint64_t seq = 0;
@@ -199,7 +199,7 @@ class Qcow2Image : public Image {
   void require_in_file(const Run& run, uint64_t host) const;
   Task<> claim_table(uint64_t cluster);
   Task<> fill(RunPtr run);
-  Task<> link_filled(const Run& run);
+  void note_filled(const Run& run);
   void take_back(const RunPtr& run);
   Task<> retire();
 
@@ -221,7 +221,7 @@ class Qcow2Image : public Image {
 
   // discard.cc
   bool is_busy(uint64_t cluster) const;
-  bool may_unmap(uint64_t granule);
+  bool may_unmap(uint64_t granule) const;
   std::optional<Link> unmapped(uint64_t cluster, uint64_t first, uint64_t end, bool as_zero,
                                bool* all);
   std::optional<Link> unmapped(const Entry& entry, uint64_t cluster, Range part,

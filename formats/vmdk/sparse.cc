@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <unordered_set>
 #include <utility>
 
 #include "cowd/core/error.hh"
@@ -255,8 +256,11 @@ Task<SparseExtent::Use> SparseExtent::used(bool repair) {
   take_tables(use);
   if (!header_.has(SparseHeader::compressed) && use.places.tables_overlap())
     use.errors.push_back(disk_.name() + ": its header, descriptor or tables lie on each other.");
+  // One that is there twice is not read twice: they may all be the same.
+  std::unordered_set<uint32_t> read;
   for (uint64_t index = 0; index < directory_.size(); index++)
-    if (directory_[index] != 0) co_await check_table(index, use, repair);
+    if (directory_[index] != 0 && read.insert(directory_[index]).second)
+      co_await check_table(index, use, repair);
   if (const uint64_t odd = use.places.odd_overlaps(); odd != 0)
     use.errors.push_back(disk_.name() + ": " + std::to_string(odd) +
                          " grains at odd places lie on others.");
@@ -265,9 +269,11 @@ Task<SparseExtent::Use> SparseExtent::used(bool repair) {
 
 void SparseExtent::take(uint64_t first, uint64_t sectors, Use& use) const {
   use.end = std::max(use.end, first + sectors);
-  const uint64_t last = (first + std::max<uint64_t>(sectors, 1) - 1) / header_.grain;
-  for (uint64_t at = first / header_.grain; at <= last && at < use.taken.size(); at++)
-    use.taken[at] = true;
+  const uint64_t places = use.taken.size();
+  const auto from = static_cast<int64_t>(std::min(first / header_.grain, places));
+  const auto last = (first + std::max<uint64_t>(sectors, 1) - 1) / header_.grain;
+  const auto end = static_cast<int64_t>(std::min(last + 1, places));
+  if (from < end) std::fill(use.taken.begin() + from, use.taken.begin() + end, true);
 }
 
 void SparseExtent::take_tables(Use& use) const {

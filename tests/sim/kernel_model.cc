@@ -201,6 +201,7 @@ Task<> KernelModel::ask(Range range, Access access) {
   faults_++;
   const uint64_t gen = gen_;
   data_.reset();
+  tell();
   std::vector<Answer> answers = co_await image_->resolve(range, access);
   take(std::move(answers), range, access, gen);
 }
@@ -212,6 +213,7 @@ Task<> KernelModel::ask_leaf(const KeptPtr& overlay, uint64_t sector) {
   const uint64_t start = whole.sector + (sector - whole.sector) / size * size;
   const Range leaf{start, std::min(size, whole.end() - start)};
   const uint64_t gen = gen_;
+  tell();
   std::vector<Answer> answers = co_await image_->resolve(leaf, Access::leaf);
   for (const auto& [when, range] : dropped_)
     if (when > gen && overlap(range, leaf)) co_return;
@@ -653,6 +655,7 @@ Task<> KernelModel::discard(Range range) {
     const uint64_t end =
         kept ? std::min(range.end(), kept->map.range.end()) : std::min(range.end(), next);
     const Range part{at, end - at};
+    tell();
     const std::vector<Answer> answers = co_await image_->discard(part);
     if (!answers.empty() && (!std::holds_alternative<Extent>(answers[0]) ||
                              std::get<Extent>(answers[0]).write.kind == Side::Kind::none))
@@ -676,6 +679,7 @@ Task<> KernelModel::zero(Range range) {
     const uint64_t end = std::min(range.end(), kept ? kept->map.range.end() : next);
     const Range part{range.sector, end - range.sector};
     const uint64_t gen = gen_;
+    tell();
     const std::vector<Answer> answers = co_await image_->zero(part);
     if (answers.empty()) {
       drop(part);

@@ -6,7 +6,8 @@
 //   - extents and overlays are kept as the kernel keeps them: an answer cuts what has no write
 //     side and fills holes, an overlay must be in a hole or be there already;
 //   - a first write under an overlay copies what it does not cover, then promotes;
-//     PROMOTED is told late and merged, at the latest before a commit or an invalidation ends;
+//     PROMOTED is told late and merged, at the latest before the next question, a commit or the
+//     end of an invalidation;
 //   - FLUSH flushes the destinations, then commits if there is anything uncommitted;
 //   - forget() drops extents, as a full cache does; reattach() is a daemon killed and begun again.
 //

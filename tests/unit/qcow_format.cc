@@ -75,13 +75,18 @@ TEST(QcowFormat, ClustersOnEachOtherAreTold) {
   put<uint64_t>(*top, 48, 8192);
   put<uint64_t>(*top, 8192, 12288);
   EXPECT_EQ(check_of(format(), top).errors, 0u);
-  put<uint64_t>(*top, 8192 + 8, 12288);
-  EXPECT_EQ(check_of(format(), top).errors, 1u);
-  put<uint64_t>(*top, 8192 + 8, 8192);
-  EXPECT_EQ(check_of(format(), top).errors, 1u);
-  put<uint64_t>(*top, 8192 + 8, 1ULL << 50);
-  EXPECT_EQ(check_of(format(), top).errors, 1u);
-  EXPECT_EQ(failure_of(open(request(top, false))).first, EINVAL);
+  // The second cluster, beside the first at 12288.
+  const uint64_t packed = 1ULL << 63 | 100ULL << 51;
+  for (const uint64_t entry : {12288UL, 8192UL, 1UL << 50, packed | 12288, packed | 8300}) {
+    put<uint64_t>(*top, 8192 + 8, entry);
+    EXPECT_EQ(check_of(format(), top).errors, 1u) << entry;
+    EXPECT_EQ(failure_of(open(request(top, false))).first, EINVAL) << entry;
+    EXPECT_EQ(failure_of(open(request(top))).first, 0) << entry;
+  }
+  // Compressed clusters may share.
+  put<uint64_t>(*top, 8192, packed | 16384);
+  put<uint64_t>(*top, 8192 + 8, packed | 16500);
+  EXPECT_EQ(check_of(format(), top).errors, 0u);
 }
 
 TEST(QcowFormat, ADamagedCompressedClusterFailsAlone) {

@@ -367,6 +367,17 @@ TEST(VmdkFormat, NothingLiesOnAnythingElse) {
   run(open(beside.request(false)));
 }
 
+// A directory full of entries that name one table would be gigabytes to read.
+TEST(VmdkFormat, OneTableIsNotReadAgainAndAgain) {
+  const auto top = make_image(format(), 8ULL << 30);
+  const uint64_t directory = load_le<uint64_t>(top->peek(56, 8), 0) * 512;
+  const uint32_t table = load_le<uint32_t>(top->peek(directory, 4), 0);
+  for (uint64_t i = 0; i < 256; i++) poke_le(*top, directory + i * 4, table);
+  top->reset_counts();
+  expect_damaged(top, "one table for all");
+  EXPECT_LT(top->counts().reads, 100u);
+}
+
 // On a disk with larger blocks the kernel can neither read nor write there.
 TEST(VmdkFormat, GrainsBetweenLargeBlocksAreReadAsBytes) {
   const auto top = make_image(format(), kMiB, 4096);
