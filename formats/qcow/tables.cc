@@ -218,7 +218,7 @@ void Clusters::check_entry(uint64_t cluster, uint64_t entry, Look look, Use& use
 
 // Whether it can be there, and nothing else is.
 bool Clusters::take(const Room& room, const std::string& what, Look look, Use& use) const {
-  const auto [offset, bytes, packed] = room;
+  const uint64_t offset = room.offset, bytes = room.bytes;
   const auto tell = [&](const std::string& problem) {
     if (use.errors.size() < kMaxErrors)
       use.errors.push_back(what + " at " + std::to_string(offset) + " of " + top_.name() + " " +
@@ -232,8 +232,8 @@ bool Clusters::take(const Room& room, const std::string& what, Look look, Use& u
   const uint64_t last = (offset + std::max<uint64_t>(bytes, 1) - 1) >> header_.cluster_bits;
   for (uint64_t at = offset >> header_.cluster_bits; at <= last && at < kMaxPlaces; at++) {
     if (at >= use.taken.size()) use.taken.resize(at + 1);
-    twice |= use.taken[at] && !(packed && use.packed.get(at));
-    if (packed && !use.taken[at]) use.packed.set(at);
+    twice |= use.taken[at] && !(room.packed && use.packed.get(at));
+    if (room.packed && !use.taken[at]) use.packed.set(at);
     use.taken[at] = true;
   }
   return twice ? tell("lies on something else") : true;

@@ -76,6 +76,27 @@ TEST(Qcow2Image, ManyAtOnce) {
   }
 }
 
+// A granule that the end of the disk cuts is copied by us, while the kernel's are committed: both
+// are in the entry of one cluster.
+TEST(Qcow2Image, ACopyTakesBackNothingThatACommitLinks) {
+  const Shape shape{kMiB + 32 * kKiB + 512, {{"cluster_size", "64K"}, {"extended_l2", "on"}}, 0};
+  for (uint64_t seed = 1; seed <= 60; seed++) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Qcow2World world(shape, seed, Durability::always);
+    world.top->delay(seed, 6);
+    const uint64_t last = world.guest->sectors() - 1, cluster = kMiB / 512;
+    std::vector<Task<>> tasks;
+    tasks.push_back(world.guest->write({cluster, 4}));
+    tasks.push_back(world.guest->write({cluster + 8, 4}));
+    tasks.push_back(world.guest->write({last, 1}));
+    run_all(std::move(tasks));
+    run(world.kernel->detach());
+    ASSERT_NO_FATAL_FAILURE(expect_clean(world, false));
+    run(world.kernel->attach());
+    ASSERT_NO_THROW(run(world.guest->verify()));
+  }
+}
+
 // The kernel never forgets an overlay by itself: old ones are taken back.
 TEST(Qcow2Image, OverlaysAreTakenBack) {
   for (uint64_t seed = 1; seed <= 10; seed++) {
