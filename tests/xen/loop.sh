@@ -49,7 +49,11 @@ life() {
 }
 
 # over NAME: xl may be through with it before we look.
-over() { [[ ! $(xl domid "$1" 2>/dev/null) ]] || until_gone "$(xl domid "$1" 2>/dev/null)" 30; }
+over() {
+	local domid
+	domid=$(xl domid "$1" 2>/dev/null) || return 0
+	until_gone "$domid" 30
+}
 
 # lived CASE PID NAME: a case.
 lived() {
