@@ -307,10 +307,6 @@ check-xen-reboot: all tests
 check-power-cut-without-flush: all tests
 	$(quiet)tests/power-cut/run --without-flush
 
-# Figures, which no test asserts.
-bench: all tests
-	$(quiet)tests/lab/run --xen --installed -- /src/tests/xen/bench.sh
-
 # What takes too long for every change.
 check-long:
 	$(quiet)tests/setup --debug-kernel
@@ -417,6 +413,6 @@ help:
 FORCE:
 .PHONY: all tests kmod sparse checkpatch check check-unit check-kernel \
   check-second-kernel check-newest-kernel check-matrix check-service check-xen check-debug-kernel check-power-cut check-xen-reboot \
-  check-power-cut-without-flush check-long check-long-formats check-long-xen bench demo \
+  check-power-cut-without-flush check-long check-long-formats check-long-xen demo \
   setup install install-user install-kmod install-dkms dist clean distclean \
   help list-tests FORCE $(kernel-releases:%=sparse-%)
