@@ -60,7 +60,7 @@ load() {
 	promotion) args+=(--rw=write:60k --io_size=8M) ;;
 	qcow2-fault) args+=(--rw=randwrite --blockalign=64k --norandommap --random_generator=tausworthe64 --io_size=8M) ;;
 	esac
-	need fio --name="$1" --filename="$DEV" --direct=1 --randseed=1 --output-format=json --output="$WORK/fio.json" "${args[@]}"
+	run_fio --name="$1" --filename="$DEV" --direct=1 "${args[@]}"
 }
 
 # How often the kernel has asked, or, of promotions, told.
@@ -78,7 +78,7 @@ events() {
 # The clock's nanoseconds are two an instruction.
 count_instructions() {
 	local kind=$1 n=$2 ms
-	ms=$(jq '[.jobs[0].read.runtime, .jobs[0].write.runtime] | max' "$WORK/fio.json")
+	ms=$(fio_ms)
 	record "$kind-instructions" instructions $((($(cowd_ns) - ns) / 2 / n))
 	record "$kind-machine" instructions $((ms * 500000 / n))
 }

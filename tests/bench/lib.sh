@@ -193,24 +193,30 @@ record() {
 	printf '%-22s %-16s %12.1f %s\n' "$case" "$SUBJECT" "$value" "$unit"
 }
 
+# run_fio ARGUMENT...: its JSON, without the notes that it puts before it, in $WORK/fio.json.
+run_fio() {
+	need fio --randseed=1 --output-format=json --output="$WORK/fio.out" "$@"
+	sed -n '/^{/,$p' "$WORK/fio.out" >"$WORK/fio.json"
+	need jq -e '.jobs[0]' "$WORK/fio.json"
+}
+# How long it took.
+fio_ms() { jq '[.jobs[] | .read.runtime, .write.runtime] | max' "$WORK/fio.json"; }
+
 # measure CASE UNIT FIO-ARGUMENT...: UNIT is IOPS or MiB/s.
 measure() {
-	local case=$1 unit=$2 out=$WORK/fio.json faults_before ns_before idle_before cpus
+	local case=$1 unit=$2 faults_before ns_before idle_before cpus
 	shift 2
 	need udevadm settle
 	cpus=$(nproc)
 	faults_before=$(faults) ns_before=$(cowd_ns) idle_before=$(idle_ms)
 	# On a file system it is files, not the device.
 	[[ " $* " == *' --directory='* ]] || set -- --filename="$DEV" --direct=1 "$@"
-	need fio --name="$case" --randseed=1 --output-format=json --output="$out" "$@"
-	# fio puts its notes before its JSON.
-	sed -n '/^{/,$p' "$out" >"$out.only"
-	need jq -e '.jobs[0]' "$out.only"
+	run_fio --name="$case" "$@"
 	local idle ns faults_now
 	idle=$(($(idle_ms) - idle_before)) ns=$(($(cowd_ns) - ns_before)) faults_now=$(($(faults) - faults_before))
 	local ms ios bytes value
 	read -r ms ios bytes < <(jq -r '.jobs | "\(map([.read.runtime, .write.runtime] | max) | max) \(
-		map(.read.total_ios + .write.total_ios) | add) \(map(.read.io_bytes + .write.io_bytes) | add)"' "$out.only")
+		map(.read.total_ios + .write.total_ios) | add) \(map(.read.io_bytes + .write.io_bytes) | add)"' "$WORK/fio.json")
 	need test "${ms:-0}" -gt 0
 	case $unit in
 	IOPS) value=$((ios * 1000000 / ms)) ;;

@@ -70,11 +70,10 @@ storm() {
 	for ((i = 1; i <= $1; i++)); do
 		jobs+=(--name="guest$i" --filename="/dev/mapper/disk$i")
 	done
-	need fio --ioengine=libaio --iodepth=4 --direct=1 --rw=randrw --rwmixread=80 --bs=4k --blockalign=4k \
-		--size="${SIZE}M" --io_size=1M --randseed=1 --fsync=64 --output-format=json --output="$WORK/storm.json" \
-		--group_reporting "${jobs[@]}"
-	record "boot-storm-$1" ms "$(jq '[.jobs[0].read.runtime, .jobs[0].write.runtime] | max' "$WORK/storm.json")"
-	record "boot-storm-$1-p99-read" ms "$(jq '.jobs[0].read.clat_ns.percentile."99.000000" / 1e6' "$WORK/storm.json")"
+	run_fio --ioengine=libaio --iodepth=4 --direct=1 --rw=randrw --rwmixread=80 --bs=4k \
+		--size="${SIZE}M" --io_size=1M --fsync=64 --group_reporting "${jobs[@]}"
+	record "boot-storm-$1" ms "$(fio_ms)"
+	record "boot-storm-$1-p99-read" ms "$(jq '.jobs[0].read.clat_ns.percentile."99.000000" / 1e6' "$WORK/fio.json")"
 }
 
 need modprobe -a dm-userspace

@@ -46,10 +46,10 @@ attach_timed() {
 touch_all() {
 	local before now
 	before=$(used_kib)
-	need fio --name="$1" --filename="$DEV" --direct=1 --ioengine=libaio --iodepth=16 --bs=4k \
-		--io_size=$((GRANULES * 4))k --output-format=json --output="$WORK/fio.json" "${@:2}"
+	run_fio --name="$1" --filename="$DEV" --direct=1 --ioengine=libaio --iodepth=16 --bs=4k \
+		--io_size=$((GRANULES * 4))k "${@:2}"
 	now=$(used_kib)
-	record "$1-seconds" s "$(jq '[.jobs[0].read.runtime, .jobs[0].write.runtime] | max / 1000' "$WORK/fio.json")"
+	record "$1-seconds" s $(($(fio_ms) / 1000))
 	record "$1-grown" MiB $(((now - before) / 1024))
 }
 
