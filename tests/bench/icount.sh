@@ -4,8 +4,7 @@
 # icount.sh [--subjects 'NAME...'] [--cases 'NAME...'] [--ms MS] [--rounds N]: in a machine
 # whose clock counts instructions, what each subject makes of each case.
 #
-# --mib says how large a subject is; --ram brd takes a disk that costs less than null_blk, so
-# that what a target adds weighs more.
+# --mib says how large a subject is.
 #
 # fio tells its run time in whole milliseconds.  A case that ends when the disk is full
 # takes what it takes; the others run MS milliseconds.
@@ -26,7 +25,6 @@ while (($#)); do
 	--ms) MS=$2 ;;
 	--rounds) N=$2 ;;
 	--mib) SIZE=$2 ;;
-	--ram) RAM=$2 ;;
 	*)
 		not_ok "icount.sh" "$1 is none of its options, which its first lines name"
 		exit 1

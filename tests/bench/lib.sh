@@ -33,29 +33,23 @@ trap keep_results EXIT
 
 sectors() { echo $(($1 * 2048)); }
 
-# make_ram MIB: a disk in the machine's memory that says it has a volatile write cache, for one
-# without gets no FLUSH to see.  It has none: null_blk's own (cache_size) would move each block
-# twice, and what a write costs would depend on what was written before.
+# make_ram MIB: a disk in the machine's memory with a volatile write cache, for one without gets
+# no FLUSH to see.  The cache is as small as it can be: each write then moves one block into it
+# and one out of it, whatever was written before, and a FLUSH never finds much.
 make_ram() {
 	# Since Linux 5.19 the device has the folder's name, before that a number.
 	local disk=/sys/kernel/config/nullb/nullb0
-	if [[ ${RAM-} == brd ]]; then
-		need modprobe brd rd_nr=1 rd_size=$(($1 * 1024))
-		MEMORY=/dev/ram0
-	else
-		need modprobe null_blk nr_devices=0
-		mountpoint -q /sys/kernel/config || need mount -t configfs configfs /sys/kernel/config
-		need mkdir "$disk"
-		echo "$1" >"$disk/size"
-		echo 1 >"$disk/memory_backed"
-		echo 1 >"$disk/submit_queues"
-		echo 1 >"$disk/power"
-		MEMORY=/dev/nullb0
-	fi
+	need modprobe null_blk nr_devices=0
+	mountpoint -q /sys/kernel/config || need mount -t configfs configfs /sys/kernel/config
+	need mkdir "$disk"
+	echo "$1" >"$disk/size"
+	echo 1 >"$disk/memory_backed"
+	echo 1 >"$disk/cache_size"
+	echo 1 >"$disk/submit_queues"
+	echo 1 >"$disk/power"
+	MEMORY=/dev/nullb0
 	need udevadm settle
-	need test -b "$MEMORY"
-	echo "write back" >"/sys/block/${MEMORY#/dev/}/queue/write_cache"
-	need grep -qx "write back" "/sys/block/${MEMORY#/dev/}/queue/write_cache"
+	need grep -qx "write back" /sys/block/nullb0/queue/write_cache
 }
 
 # linear NAME DISK FROM LENGTH, in MiB
