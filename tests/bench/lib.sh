@@ -171,8 +171,8 @@ cowd_ns() {
 	cat "/proc/$cowd_pid/task"/*/schedstat | awk '{ ns += $1 } END { printf "%.0f\n", ns }'
 }
 
-# Milliseconds that no CPU had anything to do.
-idle_ms() { awk '/^cpu / { print ($5 + $6) * 10 }' /proc/stat; }
+# Milliseconds of FILE, a copy of /proc/stat, that no CPU had anything to do.
+idle_ms() { awk '/^cpu / { print ($5 + $6) * 10 }' "$1"; }
 
 # record CASE UNIT VALUE [NAME JSON]...
 record() {
@@ -189,7 +189,10 @@ record() {
 
 # run_fio ARGUMENT...: its JSON, without the notes that it puts before it, in $WORK/fio.json.
 run_fio() {
+	# What its exec_prerun says goes to a file in the working directory.
+	cd "$WORK" || exit
 	need fio --randseed=1 --output-format=json --output="$WORK/fio.out" "$@"
+	cd "$TOP" || exit
 	sed -n '/^{/,$p' "$WORK/fio.out" >"$WORK/fio.json"
 	need jq -e '.jobs[0]' "$WORK/fio.json"
 }
@@ -198,16 +201,18 @@ fio_ms() { jq '[.jobs[] | .read.runtime, .write.runtime] | max' "$WORK/fio.json"
 
 # measure CASE UNIT FIO-ARGUMENT...: UNIT is IOPS or MiB/s.
 measure() {
-	local case=$1 unit=$2 faults_before ns_before idle_before cpus
+	local case=$1 unit=$2 faults_before ns_before cpus
 	shift 2
 	need udevadm settle
 	cpus=$(nproc)
-	faults_before=$(faults) ns_before=$(cowd_ns) idle_before=$(idle_ms)
+	faults_before=$(faults) ns_before=$(cowd_ns)
 	# On a file system it is files, not the device.
 	[[ " $* " == *' --directory='* ]] || set -- --filename="$DEV" --direct=1 "$@"
-	run_fio --name="$case" "$@"
+	# Before and after fio waits for this and that.
+	run_fio --name="$case" --exec_prerun='cat /proc/stat' --exec_postrun='cat /proc/stat' "$@"
 	local idle ns faults_now
-	idle=$(($(idle_ms) - idle_before)) ns=$(($(cowd_ns) - ns_before)) faults_now=$(($(faults) - faults_before))
+	idle=$(($(idle_ms "$WORK/$case.postrun.txt") - $(idle_ms "$WORK/$case.prerun.txt")))
+	ns=$(($(cowd_ns) - ns_before)) faults_now=$(($(faults) - faults_before))
 	local ms ios bytes value
 	read -r ms ios bytes < <(jq -r '.jobs | "\(map([.read.runtime, .write.runtime] | max) | max) \(
 		map(.read.total_ios + .write.total_ios) | add) \(map(.read.io_bytes + .write.io_bytes) | add)"' "$WORK/fio.json")
