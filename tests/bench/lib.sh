@@ -47,6 +47,7 @@ make_ram() {
 	echo 1 >"$disk/cache_size"
 	echo 1 >"$disk/submit_queues"
 	echo 1 >"$disk/power"
+	# shellcheck disable=SC2034 # for the scripts
 	MEMORY=/dev/nullb0
 	need udevadm settle
 	need grep -qx "write back" /sys/block/nullb0/queue/write_cache
