@@ -228,14 +228,16 @@ bool Clusters::take(const Room& room, const std::string& what, Look look, Use& u
   if (offset >= top_.size()) return tell("is not in the file");
   use.end = std::max(use.end, offset + bytes);
   if (look == Look::entries) return true;
-  bool twice = false;
+  const uint64_t first = offset >> header_.cluster_bits;
   const uint64_t last = (offset + std::max<uint64_t>(bytes, 1) - 1) >> header_.cluster_bits;
-  for (uint64_t at = offset >> header_.cluster_bits; at <= last && at < kMaxPlaces; at++) {
-    if (at >= use.taken.size()) use.taken.resize(at + 1);
-    twice |= use.taken[at] && !(room.packed && use.packed.get(at));
-    if (room.packed && !use.taken[at]) use.packed.set(at);
-    use.taken[at] = true;
-  }
+  const uint64_t end = std::min(last + 1, kMaxPlaces);
+  bool twice = false;
+  for (uint64_t at = use.taken.next_taken(first, end); at < end && !twice;
+       at = use.taken.next_taken(at + 1, end))
+    twice = !room.packed || !use.packed.get(at);
+  for (uint64_t at = first; room.packed && at < end; at++)
+    if (!use.taken.get(at)) use.packed.set(at);
+  use.taken.set(first, end);
   return twice ? tell("lies on something else") : true;
 }
 
@@ -243,14 +245,13 @@ bool Clusters::take(const Room& room, const std::string& what, Look look, Use& u
 std::shared_ptr<Space> Clusters::space(const Use& use) const {
   const uint64_t end = round_up(use.end, header_.cluster()) / kSector;
   auto space = std::make_shared<Space>(end, top_.size() / kSector);
-  const uint64_t places = std::min<uint64_t>(use.end / header_.cluster(), use.taken.size());
+  const uint64_t places = std::min<uint64_t>(use.end / header_.cluster(), kMaxPlaces);
   uint64_t at = round_up(header_.first_level + first_level_.size() * 8, header_.cluster()) >>
                 header_.cluster_bits;
-  while (at < places) {
-    uint64_t behind = at;
-    while (behind < places && !use.taken[behind]) behind++;
+  while ((at = use.taken.next_free(at, places)) < places) {
+    const uint64_t behind = use.taken.next_taken(at, places);
     space->add_hole(at * block_sectors(), behind * block_sectors());
-    at = behind + 1;
+    at = behind;
   }
   return space;
 }

@@ -17,6 +17,7 @@
 #include "formats/common/table_cache.hh"
 #include "formats/growing/space.hh"
 #include "formats/growing/tables.hh"
+#include "formats/growing/taken.hh"
 #include "formats/qcow/header.hh"
 
 namespace cowd::qcow {
@@ -43,7 +44,7 @@ class Clusters : public growing::Tables {
     uint64_t clusters = 0;  // that have a place
     uint64_t tables = 0;
     bool aligned = true;      // all clusters that are not compressed, to their size
-    std::vector<bool> taken;  // a bit for each cluster of the file up to `end`
+    growing::Taken taken;     // clusters of the file up to `end`
     SparseBits packed;        // those that have nothing but compressed clusters, which share
     std::vector<std::string> errors;
   };

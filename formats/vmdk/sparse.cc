@@ -252,7 +252,6 @@ std::string SparseExtent::no_writing() const {
 
 Task<SparseExtent::Use> SparseExtent::used(bool repair) {
   Use use(header_.grain);
-  use.taken.resize(std::min(disk_.size() / kSector / header_.grain + 1, kMaxPlaces));
   take_tables(use);
   if (!header_.has(SparseHeader::compressed) && use.places.tables_overlap())
     use.errors.push_back(disk_.name() + ": its header, descriptor or tables lie on each other.");
@@ -269,11 +268,8 @@ Task<SparseExtent::Use> SparseExtent::used(bool repair) {
 
 void SparseExtent::take(uint64_t first, uint64_t sectors, Use& use) const {
   use.end = std::max(use.end, first + sectors);
-  const uint64_t places = use.taken.size();
-  const auto from = static_cast<int64_t>(std::min(first / header_.grain, places));
-  const auto last = (first + std::max<uint64_t>(sectors, 1) - 1) / header_.grain;
-  const auto end = static_cast<int64_t>(std::min(last + 1, places));
-  if (from < end) std::fill(use.taken.begin() + from, use.taken.begin() + end, true);
+  const uint64_t last = (first + std::max<uint64_t>(sectors, 1) - 1) / header_.grain;
+  use.taken.set(first / header_.grain, std::min(last + 1, place_count()));
 }
 
 void SparseExtent::take_tables(Use& use) const {
@@ -290,6 +286,11 @@ void SparseExtent::take_tables(Use& use) const {
   for (const std::vector<uint32_t>* each : {&directory_, &redundant_})
     for (const uint32_t at : *each)
       if (at != 0) table(at, header_.table_sectors());
+}
+
+// That are looked after.
+uint64_t SparseExtent::place_count() const {
+  return std::min(disk_.size() / kSector / header_.grain + 1, kMaxPlaces);
 }
 
 bool SparseExtent::is_place(uint32_t entry) const {
@@ -347,12 +348,11 @@ Task<std::shared_ptr<growing::Space>> SparseExtent::space() {
                                 " bytes of its disk. Attach it read-only, or convert it.");
   const uint64_t limit = std::min(disk_.size() / kSector, kMaxSectors);
   auto space = std::make_shared<growing::Space>(use.end, limit);
-  const uint64_t places = std::min<uint64_t>(use.end / header_.grain, use.taken.size());
-  for (uint64_t at = 0; at < places;) {
-    uint64_t end = at;
-    while (end < places && !use.taken[end]) end++;
-    space->add_hole(at * header_.grain, end * header_.grain);
-    at = end + 1;
+  const uint64_t end = std::min(use.end / header_.grain, place_count());
+  for (uint64_t at = 0; (at = use.taken.next_free(at, end)) < end;) {
+    const uint64_t behind = use.taken.next_taken(at, end);
+    space->add_hole(at * header_.grain, behind * header_.grain);
+    at = behind;
   }
   co_return space;
 }

@@ -19,6 +19,7 @@
 #include "formats/common/table_cache.hh"
 #include "formats/growing/space.hh"
 #include "formats/growing/tables.hh"
+#include "formats/growing/taken.hh"
 #include "formats/vmdk/places.hh"
 
 namespace cowd::vmdk {
@@ -90,7 +91,7 @@ class SparseExtent {
     std::vector<std::string> errors;
     uint64_t different = 0;  // tables of which the redundant one says something else
     // A bit for each place of a grain: something lies there, for one of the two tables.
-    std::vector<bool> taken;
+    growing::Taken taken;
     Places places;
   };
   Task<Use> used(bool repair = false);
@@ -103,6 +104,7 @@ class SparseExtent {
  private:
   Task<TablePtr> table(uint64_t index);
   bool is_place(uint32_t entry) const;
+  uint64_t place_count() const;
   void take_tables(Use& use) const;
   void take(uint64_t first, uint64_t sectors, Use& use) const;
   Task<> check_table(uint64_t index, Use& use, bool repair);

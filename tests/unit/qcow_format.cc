@@ -5,6 +5,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "formats/growing/taken.hh"
 #include "formats/qcow/header.hh"
 #include "formats/qcow/qcow.hh"
 #include "tests/sim/growing_world.hh"
@@ -114,6 +115,22 @@ TEST(QcowFormat, ALongFileCostsLittle) {
   const uint64_t before = most_memory();
   EXPECT_EQ(check_of(format(), top).errors, 0u);
   EXPECT_LT(most_memory() - before, 64 * kMiB);
+}
+
+TEST(Taken, IsWhatWasSet) {
+  growing::Taken taken;
+  taken.set(3, 3);
+  taken.set(60, 200);
+  taken.set(1000, 1001);
+  for (uint64_t at = 0; at < 1100; at++)
+    EXPECT_EQ(taken.get(at), (at >= 60 && at < 200) || at == 1000) << at;
+  EXPECT_EQ(taken.next_free(60, 500), 200u);
+  EXPECT_EQ(taken.next_free(60, 150), 150u);
+  EXPECT_EQ(taken.next_taken(0, 50), 50u);
+  EXPECT_EQ(taken.next_taken(0, 500), 60u);
+  EXPECT_EQ(taken.next_taken(200, 5000), 1000u);
+  EXPECT_EQ(taken.next_taken(1001, 5000), 5000u);
+  EXPECT_EQ(taken.next_free(4000, 5000), 4000u);
 }
 
 // 32 MiB of entries that name one table would be 256 GiB to read.
