@@ -1,10 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# icount.sh [--subjects 'NAME...'] [--cases 'NAME...'] [--ms MS] [--rounds N]: in a machine
-# whose clock counts instructions, what each subject makes of each case.
-#
-# --mib says how large a subject is.
+# icount.sh [--subjects 'NAME...'] [--cases 'NAME...'] [--peers 'NAME...'] [--peer-cases 'NAME...']
+# [--ms MS] [--rounds N] [--mib MIB]: in a machine whose clock counts instructions, what each
+# subject, of MIB, makes of each case; and each peer, of what is perhaps fewer of them.
 #
 # fio tells its run time in whole milliseconds.  A case that ends when the disk is full
 # takes what it takes; the others run MS milliseconds.
@@ -12,7 +11,9 @@
 # shellcheck source=tests/bench/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-SUBJECTS='lv dm-linear dscow-flush dscow-always dscow-transient qcow2 dm-snapshot-64k dm-snapshot-4k dm-thin qemu-nbd-qcow2'
+SUBJECTS='lv dm-linear dscow-flush dscow-always dscow-transient qcow2'
+PEERS='dm-snapshot-64k dm-snapshot-4k dm-thin qemu-nbd-qcow2'
+PEER_CASES=
 CASES='rand-read-4k-base first-rand-write-4k first-rand-write-64k fsync-4k-first seq-write-1m-first
 	seq-write-1m seq-read-1m rewrite-rand-4k rand-read-4k-store mixed-70-30-4k fsync-4k-rewrite small-files'
 MS=2000
@@ -22,6 +23,8 @@ while (($#)); do
 	case $1 in
 	--subjects) SUBJECTS=$2 ;;
 	--cases) CASES=$2 ;;
+	--peers) PEERS=$2 ;;
+	--peer-cases) PEER_CASES=$2 ;;
 	--ms) MS=$2 ;;
 	--rounds) N=$2 ;;
 	--mib) SIZE=$2 ;;
@@ -35,9 +38,9 @@ done
 
 wanted() { [[ " ${CASES//[$'\n\t']/ } " == *" $1 "* ]]; }
 any_wanted() {
-	local each
-	for each; do
-		wanted "$each" && return
+	local any
+	for any; do
+		wanted "$any" && return
 	done
 	return 1
 }
@@ -124,5 +127,12 @@ for ((ROUND = 1; ROUND <= N; ROUND++)); do
 		first_writes "$each"
 		later "$each"
 	done
+	all=$CASES
+	CASES=${PEER_CASES:-$CASES}
+	for each in $PEERS; do
+		first_writes "$each"
+		later "$each"
+	done
+	CASES=$all
 done
 drop

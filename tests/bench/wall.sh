@@ -1,10 +1,10 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# wall.sh ROUNDS SECONDS: dbench with 4 and 16 clients on ext4, by the wall clock, on a virtio
+# wall.sh ROUNDS SECONDS PEER_ROUNDS: dbench with 4 and 16 clients on ext4, by the wall clock, on a virtio
 # disk that the host has given all its blocks.  A round is every subject once, and begins
 # with another one each time; what a host does to it, it does to all.  The peers take part in the
-# first three rounds only: they are far off, and a round of theirs takes as long.
+# first PEER_ROUNDS only: they are far off, and a round of theirs takes as long.
 
 # shellcheck source=tests/bench/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -12,8 +12,9 @@
 INSTRUMENT=wall
 ROUNDS=$1
 EACH=$2
+PEER_ROUNDS=$3
 OURS=(lv dscow-flush dscow-transient)
-PEERS=(dm-linear dm-snapshot-64k dm-snapshot-4k dm-thin)
+PEERS=(dm-snapshot-64k dm-snapshot-4k dm-thin)
 
 # Whatever lies under a copy-on-write subject has an empty file system; so do the others.
 # dm-thin's pool takes base too, so that the next one has to make it anew.
@@ -56,7 +57,7 @@ base_has_one=
 start_cowd
 for ((ROUND = 1; ROUND <= ROUNDS; ROUND++)); do
 	subjects=("${OURS[@]}")
-	((ROUND > 3)) || subjects+=("${PEERS[@]}")
+	((ROUND > PEER_ROUNDS)) || subjects+=("${PEERS[@]}")
 	for clients in 4 16; do
 		for ((i = 0; i < ${#subjects[@]}; i++)); do
 			one "dbench-$clients" "$clients" "${subjects[(i + ROUND) % ${#subjects[@]}]}"
