@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# faults.sh: in a machine whose clock counts instructions, what one question of the kernel's
-# costs: instructions that cowd runs and that the machine runs, allocations and system calls
+# faults.sh [--kinds 'KIND...'] [--threads N]: in a machine whose clock counts instructions, what one question of the kernel's
+# costs, of a cowd with N threads: instructions that cowd runs and that the machine runs, allocations and system calls
 # of cowd.  Three passes, since to count allocations or system calls costs instructions.
 #
 #   leaf-fault        a read in a leaf that the kernel does not have, one at a time
@@ -22,6 +22,20 @@ HIST='hist:keys=id:size=512 if comm == "cowd"'
 COUNTS=$WORK/counts
 GIB=256
 KINDS='leaf-fault leaf-fault-16 commit qcow2-fault promotion'
+while (($#)); do
+	case $1 in
+	--kinds) KINDS=$2 ;;
+	--threads)
+		printf '[process]\nthreads = %d\n' "$2" >"$WORK/cowd.toml"
+		cowd_command+=(--config "$WORK/cowd.toml")
+		;;
+	*)
+		not_ok "faults.sh" "$1 is none of its options, which its first lines name"
+		exit 1
+		;;
+	esac
+	shift 2
+done
 
 # A disk of 2048 leaves; what is not written takes no memory.
 make_disks() {
