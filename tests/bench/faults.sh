@@ -168,7 +168,7 @@ need until_true 20 ctl detach disk
 prepare commit
 keep_order commit --rw=write:60k --fdatasync=1 --io_size=64k
 need until_true 20 ctl detach disk
-need end_cowd TERM
+end_cowd TERM || not_ok "the end of cowd" "its status is not 0"
 cowd_command=(env LD_PRELOAD="$TOP/build/tests/bench/count_allocations.so" COUNT_FILE="$COUNTS" "${cowd_command[@]}")
 start_cowd
 pass allocations

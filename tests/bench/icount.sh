@@ -119,9 +119,6 @@ make_ram "$(regions_mib "$SIZE")"
 regions "$MEMORY" "$SIZE"
 fill "$MEMORY" "$(regions_mib "$SIZE")"
 start_cowd
-# What runs for the first time takes longer: a machine that has just booted is busy with itself.
-fresh lv
-run_fio --name=warm-up --filename="$DEV" --direct=1 "${async[@]}" --bs=4k --rw=randrw --time_based --runtime=1s
 for ((ROUND = 1; ROUND <= N; ROUND++)); do
 	for each in $SUBJECTS; do
 		first_writes "$each"
