@@ -49,14 +49,14 @@ median() { printf '%s\n' "$@" | sort -n | awk '{ t[NR] = $1 } END { print t[int(
 
 # What N devices take beside an idle cowd.
 look() {
-	local n=$1 before
+	local n=$1 before first=$(($1 > 10 ? $1 - 9 : 1))
 	need udevadm settle
 	record "devices-$n-memory" MiB $(((available - $(available_kib)) / 1024))
 	record "devices-$n-cowd" MiB $(($(of_status VmRSS) / 1024))
 	record "devices-$n-threads" threads "$(of_status Threads)"
 	record "devices-$n-files" files "$(find "/proc/$cowd_pid/fd" -mindepth 1 | wc -l)"
 	# The last ten, so that no single one counts.
-	record "devices-$n-attach" ms "$(($(median "${times[@]: -10}") / 1000))"
+	record "devices-$n-attach" ms "$(($(median "${times[@]:first}") / 1000))"
 	before=$(cowd_ns)
 	# What is measured is this time.
 	sleep "$IDLE_SECONDS"
