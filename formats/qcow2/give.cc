@@ -15,10 +15,12 @@
 // means that all was copied (with_data()), a discard in the cluster is committed first.
 #include <algorithm>
 #include <exception>
+#include <functional>
 #include <utility>
 
 #include "cowd/core/error.hh"
 #include "formats/common/any_offset.hh"
+#include "formats/common/parallel.hh"
 #include "formats/qcow2/image.hh"
 
 namespace cowd::qcow2 {
@@ -27,6 +29,7 @@ namespace {
 constexpr uint64_t kFirstAhead = 64 << 10;
 constexpr uint64_t kMaxAhead = 4 << 20;
 constexpr uint64_t kMaxRun = 32768;  // granules: one leaf of the kernel's bits
+constexpr size_t kRetired = 16;      // one of so many runs is taken back when there are too many
 
 }  // namespace
 
@@ -278,19 +281,39 @@ void Qcow2Image::take_back(const RunPtr& run) {
 }
 
 // The kernel never forgets an overlay by itself. Those that are complete are taken back first:
-// they come again as plain extents when they are needed.
+// they come again as plain extents when they are needed. Many at once: the kernel waits for a
+// grace period of RCU, once for all that it is asked for meanwhile.
 Task<> Qcow2Image::retire() {
   if (oldest_.size() <= max_runs_ || !request_.invalidate) co_return;
-  auto victim = oldest_.begin();
-  auto at = victim;
-  for (int looked = 0; looked < 64 && at != oldest_.end(); ++looked, ++at) {
-    if ((*at)->left) continue;
-    victim = at;
-    break;
+  const std::vector<RunPtr> victims = choose_victims();
+  const std::function<Task<>(size_t)> retire_one = [this, &victims](size_t i) -> Task<> {
+    co_await retire(victims[i]);
+  };
+  co_await for_each_parallel(victims.size(), victims.size(), retire_one);
+  changed_.notify();
+}
+
+// They are no longer in oldest_.
+std::vector<Qcow2Image::RunPtr> Qcow2Image::choose_victims() {
+  const size_t most = std::max<size_t>(1, max_runs_ / kRetired);
+  std::vector<RunPtr> victims;
+  auto at = oldest_.begin();
+  for (size_t looked = 0; looked < 4 * most && victims.size() < most && at != oldest_.end();
+       ++looked) {
+    const auto each = at++;
+    if ((*each)->left) continue;
+    victims.push_back(*each);
+    oldest_.erase(each);
   }
-  const RunPtr run = *victim;
-  oldest_.erase(victim);
-  run->closing = true;
+  if (victims.empty()) {
+    victims.push_back(oldest_.front());
+    oldest_.pop_front();
+  }
+  for (const RunPtr& run : victims) run->closing = true;
+  return victims;
+}
+
+Task<> Qcow2Image::retire(RunPtr run) {
   std::exception_ptr failure;
   try {
     co_await request_.invalidate(sectors_of(*run));
@@ -302,7 +325,6 @@ Task<> Qcow2Image::retire() {
     oldest_.push_back(run);
   else
     take_back(run);
-  changed_.notify();
 }
 
 }  // namespace cowd::qcow2

@@ -202,6 +202,8 @@ class Qcow2Image : public Image {
   void note_filled(const Run& run);
   void take_back(const RunPtr& run);
   Task<> retire();
+  std::vector<RunPtr> choose_victims();
+  Task<> retire(RunPtr run);
 
   // commit.cc
   bool is_ours(const Promotion& promotion) const;

@@ -102,7 +102,9 @@ TEST(Qcow2Image, OverlaysAreTakenBack) {
   for (uint64_t seed = 1; seed <= 10; seed++) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     Qcow2World world(qcow2_shapes()[seed % qcow2_shapes().size()], seed);
-    dynamic_cast<Qcow2Image&>(world.kernel->image()).keep_runs(3);
+    // One at a time, or, of 32, two.
+    const size_t most = seed % 2 ? 3 : 32;
+    dynamic_cast<Qcow2Image&>(world.kernel->image()).keep_runs(most);
     world.top->delay(seed, 4);
     std::vector<Task<>> tasks;
     const uint64_t part = world.guest->sectors() / 4 / 8 * 8;
@@ -111,7 +113,7 @@ TEST(Qcow2Image, OverlaysAreTakenBack) {
       tasks.push_back(world.play(range, 30));
     }
     run_all(std::move(tasks));
-    EXPECT_LE(world.kernel->overlays(), 4u);
+    EXPECT_LE(world.kernel->overlays(), most + 1);
     run(world.guest->verify());
     run(world.kernel->detach());
     ASSERT_NO_FATAL_FAILURE(expect_clean(world, seed % 10 == 0));
