@@ -3,10 +3,12 @@
 // compares its keys with config_keys().
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 #include "cowd/daemon/log.hh"
@@ -55,7 +57,7 @@ struct Config {
   } space;
 
   struct Process {
-    unsigned threads = 4;
+    unsigned threads = std::clamp(std::thread::hardware_concurrency(), 1U, 4U);
     bool lock_memory = true;
     bool io_flusher = true;
     bool oom_protect = true;
