@@ -50,6 +50,11 @@ class Disk {
   virtual Task<> read_at(uint64_t offset, std::span<std::byte> out) = 0;
   virtual Task<> write_at(uint64_t offset, std::span<const std::byte> in) = 0;
   virtual Task<> flush() = 0;
+  // write_at(), and durable when it ends; what was written before need not be.
+  virtual Task<> write_durably(uint64_t offset, std::span<const std::byte> in) {
+    co_await write_at(offset, in);
+    co_await flush();
+  }
   virtual uint64_t size() const = 0;        // bytes
   virtual uint32_t block_size() const = 0;  // bytes, the unit that is written at once: 512 or 4096
   virtual bool read_only() const = 0;

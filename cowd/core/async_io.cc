@@ -68,6 +68,11 @@ Task<int64_t> AsyncIo::write(int fd, uint64_t offset, const void* buffer, uint32
                 [this](IoOp* op) { begin(op); });
 }
 
+Task<int64_t> AsyncIo::write_durably(int fd, uint64_t offset, const void* buffer, uint32_t len) {
+  return submit(IoOp::Kind::write_durably, fd, offset, const_cast<void*>(buffer), len,
+                [this](IoOp* op) { begin(op); });
+}
+
 Task<int64_t> AsyncIo::sync(int fd) {
   return submit(IoOp::Kind::sync, fd, 0, nullptr, 0, [this](IoOp* op) { begin(op); });
 }

@@ -32,6 +32,8 @@ class AsyncIo {
   // be aligned as O_DIRECT wants it, until then.
   Task<int64_t> read(int fd, uint64_t offset, void* buffer, uint32_t len);
   Task<int64_t> write(int fd, uint64_t offset, const void* buffer, uint32_t len);
+  // Durable when it ends, as with O_DSYNC.
+  Task<int64_t> write_durably(int fd, uint64_t offset, const void* buffer, uint32_t len);
   Task<int64_t> sync(int fd);  // data and what is needed to find it, as fdatasync
 
   virtual const char* engine() const = 0;  // "io_uring" or "threads", for the log

@@ -13,7 +13,7 @@ class io_context;
 namespace cowd {
 
 struct IoOp {
-  enum class Kind : uint8_t { read, write, sync };
+  enum class Kind : uint8_t { read, write, write_durably, sync };
   Kind kind = Kind::read;
   int fd = -1;
   uint64_t offset = 0;

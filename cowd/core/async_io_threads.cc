@@ -11,6 +11,7 @@
 #include <deque>
 #include <mutex>
 
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "cowd/core/async_io_op.hh"
@@ -46,6 +47,11 @@ int64_t perform(const IoOp& op) {
       case IoOp::Kind::write:
         n = pwrite(op.fd, op.buffer, op.len, static_cast<off_t>(op.offset));
         break;
+      case IoOp::Kind::write_durably: {
+        const iovec whole{op.buffer, op.len};
+        n = pwritev2(op.fd, &whole, 1, static_cast<off_t>(op.offset), RWF_DSYNC);
+        break;
+      }
       case IoOp::Kind::sync: n = fdatasync(op.fd); break;
     }
   } while (n < 0 && errno == EINTR);

@@ -106,6 +106,10 @@ class UringIo : public AsyncIo, public std::enable_shared_from_this<UringIo> {
     switch (op.kind) {
       case IoOp::Kind::read: io_uring_prep_read(sqe, op.fd, op.buffer, op.len, op.offset); break;
       case IoOp::Kind::write: io_uring_prep_write(sqe, op.fd, op.buffer, op.len, op.offset); break;
+      case IoOp::Kind::write_durably:
+        io_uring_prep_write(sqe, op.fd, op.buffer, op.len, op.offset);
+        sqe->rw_flags = RWF_DSYNC;
+        break;
       case IoOp::Kind::sync: io_uring_prep_fsync(sqe, op.fd, IORING_FSYNC_DATASYNC); break;
     }
   }

@@ -41,6 +41,7 @@ class DiskState {
   void ask_geometry();
   void set_size(uint64_t bytes);
   void check_range(const char* verb, uint64_t offset, size_t len) const;
+  void check_write(uint64_t offset, size_t len) const;
   [[noreturn]] void fail(const char* verb, uint64_t offset, size_t len, int64_t result) const;
 };
 
@@ -195,11 +196,14 @@ Task<> BlockDisk::read_at(uint64_t offset, std::span<std::byte> out) {
   }
 }
 
+void DiskState::check_write(uint64_t offset, size_t len) const {
+  if (!writable) throw Error(EROFS, name + " was opened read-only and is not written to.");
+  check_range("Writing", offset, len);
+}
+
 Task<> BlockDisk::write_at(uint64_t offset, std::span<const std::byte> in) {
   const auto state = state_;
-  if (!state->writable)
-    throw Error(EROFS, state->name + " was opened read-only and is not written to.");
-  state->check_range("Writing", offset, in.size());
+  state->check_write(offset, in.size());
   while (!in.empty()) {
     const size_t len = std::min(in.size(), kBounceLarge);
     const auto way = co_await state->ways.acquire();
@@ -210,6 +214,21 @@ Task<> BlockDisk::write_at(uint64_t offset, std::span<const std::byte> in) {
     in = in.subspan(len);
     offset += len;
   }
+}
+
+Task<> BlockDisk::write_durably(uint64_t offset, std::span<const std::byte> in) {
+  if (in.empty() || in.size() > kBounceLarge) {
+    co_await Disk::write_durably(offset, in);
+    co_return;
+  }
+  const auto state = state_;
+  state->check_write(offset, in.size());
+  const auto len = static_cast<uint32_t>(in.size());
+  const auto way = co_await state->ways.acquire();
+  const auto buffer = take_bounce(len);
+  std::memcpy(buffer.get(), in.data(), len);
+  const int64_t n = co_await state->io->write_durably(state->fd, offset, buffer.get(), len);
+  if (n != len) state->fail("Writing", offset, len, n);
 }
 
 Task<> BlockDisk::flush() {

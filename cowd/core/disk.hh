@@ -42,6 +42,8 @@ class BlockDisk : public Disk {
   Task<> read_at(uint64_t offset, std::span<std::byte> out) override;
   Task<> write_at(uint64_t offset, std::span<const std::byte> in) override;
   Task<> flush() override;
+  // By FUA where it is one request: without the worker thread that a sync takes (async_io.hh).
+  Task<> write_durably(uint64_t offset, std::span<const std::byte> in) override;
   uint64_t size() const override;  // bytes, as of opening or the last refresh_size()
   uint32_t block_size() const override;
   bool read_only() const override;

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// Integers in the byte order of a format, and memory that direct I/O accepts.
+// Integers in the byte order of a format.
 #pragma once
 
-#include <boost/align/aligned_allocator.hpp>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -11,8 +10,7 @@
 
 namespace cowd {
 
-// Bytes aligned to 4 KiB, so that a Disk with direct I/O need not copy them.
-using Buffer = std::vector<std::byte, boost::alignment::aligned_allocator<std::byte, 4096>>;
+using Buffer = std::vector<std::byte>;
 
 template <std::unsigned_integral T>
 T load_le(std::span<const std::byte> bytes, size_t at) {

@@ -41,8 +41,6 @@ Task<> DiskBits::commit(uint64_t seq, bool data_flushed) {
       co_await disk_.flush();
     }
     co_await write_pages();
-    flushes_++;
-    co_await disk_.flush();
     co_await publish_new_pages();
   } catch (...) {
     failure = std::current_exception();
@@ -56,17 +54,25 @@ Task<> DiskBits::commit(uint64_t seq, bool data_flushed) {
   uncommitted_.forget();
 }
 
+// They are durable afterwards. One page is one request, which costs less than a flush by itself.
 Task<> DiskBits::write_pages() {
+  flushes_++;
+  if (uncommitted_.frozen().size() == 1) {
+    const auto& [page, runs] = *uncommitted_.frozen().begin();
+    co_await write_page(page, runs, true);
+    co_return;
+  }
   // Pointers into the frozen set, which stays as it is until the commit ends.
   std::vector<const Uncommitted::Pages::value_type*> pages;
   for (const auto& entry : uncommitted_.frozen()) pages.push_back(&entry);
   const std::function<Task<>(size_t)> write = [this, &pages](size_t i) {
-    return write_page(pages[i]->first, pages[i]->second);
+    return write_page(pages[i]->first, pages[i]->second, false);
   };
   co_await for_each_parallel(pages.size(), kPagesAtOnce, write);
+  co_await disk_.flush();
 }
 
-Task<> DiskBits::write_page(uint64_t page, const std::vector<Run>& runs) {
+Task<> DiskBits::write_page(uint64_t page, const std::vector<Run>& runs, bool durably) {
   PagePtr written = empty_page();
   if (exists(page)) written = co_await cache_.get(page);
   auto bits = std::make_shared<Buffer>(*written);
@@ -83,19 +89,24 @@ Task<> DiskBits::write_page(uint64_t page, const std::vector<Run>& runs) {
   }
   page_writes_++;
   const auto changed = std::span<const std::byte>(*bits).subspan(begin, end - begin);
-  co_await disk_.write_at(geometry_.page_offset(page) + begin, changed);
+  if (durably)
+    co_await disk_.write_durably(geometry_.page_offset(page) + begin, changed);
+  else
+    co_await disk_.write_at(geometry_.page_offset(page) + begin, changed);
   cache_.put(page, bits);
 }
 
 Task<> DiskBits::publish_new_pages() {
+  std::vector<uint64_t> pages;
+  for (const auto& [page, runs] : uncommitted_.frozen())
+    if (!exists(page)) pages.push_back(page);
+  if (pages.empty()) co_return;
   Buffer top = top_;
   std::set<uint64_t> changed;  // offsets of device blocks
-  for (const auto& [page, runs] : uncommitted_.frozen()) {
-    if (exists(page)) continue;
+  for (const uint64_t page : pages) {
     set_bits(top, page, 1);
     changed.insert(round_down(page / 8, disk_.block_size()));
   }
-  if (changed.empty()) co_return;
   for (const uint64_t at : changed) {
     top_writes_++;
     const auto block = std::span<const std::byte>(top).subspan(at, disk_.block_size());

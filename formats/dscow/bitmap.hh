@@ -14,7 +14,7 @@
 //   3. Write the pages: what was on disk, and the frozen bits, in a copy that nothing
 //      else touches. A page that the top does not know yet is written whole, of the
 //      others the device blocks that change.
-//   4. Flush. The frozen bits of pages that the top knew are durable now.
+//   4. Flush, or, of one page, as part of its write. The frozen bits of pages that the top knew are durable now.
 //   5. If pages are new: write the blocks of the top that name them, flush. Only
 //      now does anybody read a new page, so what lay there before never counts.
 //   6. The frozen promotions are forgotten; the caller may ACK.
@@ -84,7 +84,7 @@ class DiskBits : public Bits {
 
  private:
   Task<> write_pages();
-  Task<> write_page(uint64_t page, const std::vector<Run>& runs);
+  Task<> write_page(uint64_t page, const std::vector<Run>& runs, bool durably);
   Task<> publish_new_pages();
 
   Disk& disk_;

@@ -109,6 +109,25 @@ TEST_P(DiskTest, WritesAndReadsAFile) {
   run_to_end(io_, round_trip(disk, 8192, 300 * 1024));
 }
 
+// That it is durable the power cut of tests/power-cut shows.
+TEST_P(DiskTest, WritesDurably) {
+  Scratch scratch(1 << 20);
+  const auto disk = open(scratch.path());
+  // As one request, and as more than that.
+  for (const size_t len : {size_t{4096}, size_t{300 * 1024}}) {
+    std::vector<std::byte> data(len, std::byte{0x42}), found(len);
+    run_to_end(io_, disk->write_durably(8192, data));
+    run_to_end(io_, disk->read_at(8192, found));
+    EXPECT_EQ(found, data);
+  }
+  std::string sentence;
+  std::vector<std::byte> block(4096);
+  const auto beyond = [&] { run_to_end(io_, disk->write_durably(1 << 20, block)); };
+  EXPECT_EQ(code_of(beyond, &sentence), ENXIO);
+  const auto locked = open(scratch.path(), BlockDisk::Open::read_only);
+  EXPECT_EQ(code_of([&] { run_to_end(io_, locked->write_durably(0, block)); }, &sentence), EROFS);
+}
+
 TEST_P(DiskTest, ManyAtOnce) {
   Scratch scratch(4 << 20);
   const auto disk = open(scratch.path());
