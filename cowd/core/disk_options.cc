@@ -8,11 +8,11 @@
 #include <algorithm>
 #include <cerrno>
 #include <set>
-#include <sstream>
 #include <vector>
 
 #include "cowd/core/disk_options_toml.hh"
 #include "cowd/core/error.hh"
+#include "cowd/core/toml.hh"
 #include "cowd/core/units.hh"
 
 namespace cowd {
@@ -160,9 +160,8 @@ DiskOptions disk_options(const Component& component, const fs::path& dir) {
     if (!file) continue;
     toml::value table;
     try {
-      std::istringstream in(file->content);
-      table = toml::parse(in, path.string());
-      if (!table.is_table() || !names(table, component)) continue;
+      table = parse_toml(file->content, path.string());
+      if (!names(table, component)) continue;
     } catch (const std::exception&) {
       continue;  // whoever uses that disk is told
     }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <fstream>
-#include <toml.hpp>
+#include <iterator>
 
 #include "build/config.h"
 #include "cowd/core/disk_options_toml.hh"
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/spec.hh"
+#include "cowd/core/toml.hh"
 
 namespace cowd {
 
@@ -17,16 +18,8 @@ NamedDisk read_named_disk(const std::string& name, const std::filesystem::path& 
   if (!stream)
     throw Error(ENOENT, "The disk @" + name + " has no file " + file +
                             " that can be read; write one, with spec = \"FORMAT:TOP:BASE\".");
-  toml::value table;
-  try {
-    table = toml::parse(stream, file);
-  } catch (const toml::exception& e) {
-    // Not e.what(), which shows the line: it may have the password.
-    throw Error(EINVAL, file + " is not TOML: see its line " + std::to_string(e.location().line()) +
-                            ". Text has to be in quotes.");
-  } catch (const std::exception&) {
-    throw Error(EINVAL, file + " is not TOML.");
-  }
+  const toml::value table =
+      parse_toml({std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()}, file);
   const DiskOptions options = check_disk_options(table, file);
   if (!table.contains("spec") || !table.at("spec").is_string())
     throw Error(EINVAL, file + " needs spec = \"FORMAT:TOP:BASE\".");

@@ -6,13 +6,13 @@
 #include <fstream>
 #include <functional>
 #include <sstream>
-#include <toml.hpp>
 
 #include "build/config.h"
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/error.hh"
 #include "cowd/core/json.hh"
 #include "cowd/core/spec.hh"
+#include "cowd/core/toml.hh"
 #include "cowd/core/units.hh"
 #include "cowd/daemon/text.hh"
 
@@ -279,16 +279,7 @@ Config default_config() {
 
 Config parse_config(std::string_view text_of_file, const std::string& name) {
   Config config = default_config();
-  std::istringstream in{std::string(text_of_file)};
-  Value root;
-  try {
-    root = toml::parse(in, name);
-  } catch (const toml::exception& error) {
-    throw Error(EINVAL, text(name, ":", error.location().line(),
-                             ": this is not TOML: ", error.location().line_str()));
-  } catch (const std::exception& error) {
-    throw Error(EINVAL, text(name, " is not TOML: ", error.what()));
-  }
+  const Value root = parse_toml(std::string(text_of_file), name);
   for (const auto& [table, content] : root.as_table()) {
     if (!table_known(table))
       refuse(name, content,

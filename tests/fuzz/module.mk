@@ -15,7 +15,7 @@ fuzz-cxxflags := -std=c++20 -O1 -gline-tables-only -fno-omit-frame-pointer -fsan
   -I. -I$(B) -D_GNU_SOURCE -DBOOST_LOG_DYN_LINK=1 -Wall -Wextra -Wshadow
 
 fuzzed-sources := $(sort $(wildcard formats/*/*.cc) \
-  $(addprefix cowd/core/,disk_options.cc errno_name.cc named_spec.cc semaphore.cc spec.cc units.cc utf8.cc) \
+  $(addprefix cowd/core/,disk_options.cc errno_name.cc named_spec.cc semaphore.cc spec.cc toml.cc units.cc utf8.cc) \
   tests/sim/kernel_model.cc tests/sim/sim_disk.cc \
   $(addprefix tests/fuzz/,checksums.cc guest.cc input.cc memory_disk.cc neighbours.cc))
 fuzz-obj       = $(patsubst %.cc,$(B)/fuzz/obj/%.o,$(1))

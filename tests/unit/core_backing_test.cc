@@ -17,6 +17,7 @@
 #include "cowd/core/iscsi.hh"
 #include "cowd/core/iscsi_record.hh"
 #include "cowd/core/spec.hh"
+#include "cowd/core/toml.hh"
 
 namespace cowd {
 namespace {
@@ -101,6 +102,28 @@ TEST_F(BackingTest, PasswordsAreInNoSentence) {
     EXPECT_EQ(sentence.find("secret"), std::string::npos) << sentence;
     EXPECT_NE(sentence.find("line 4"), std::string::npos) << sentence;
   }
+}
+
+TEST_F(BackingTest, WhatTheLibraryDoesNotSurviveIsRefused) {
+  const auto refusal = [](const std::string& text) {
+    std::string sentence;
+    EXPECT_EQ(code_of([&] { parse_toml(text, "a.toml"); }, &sentence), EINVAL)
+        << text.substr(0, 20);
+    return sentence;
+  };
+  EXPECT_NE(refusal("a = 1\n'\xb4' = 2\n").find("line 2. Its text has to be UTF-8"),
+            std::string::npos);
+  EXPECT_NE(refusal("a = " + std::string(30000, '[')).find("brackets"), std::string::npos);
+  std::string deep = "a";
+  for (int i = 0; i < 30000; ++i) deep += ".a";
+  EXPECT_NE(refusal(deep + " = 1\n").find("dots"), std::string::npos);
+  EXPECT_NE(refusal(std::string((1 << 20) + 1, '#')).find("1 MiB"), std::string::npos);
+  // At the limits it is read, on the stack of a thread.
+  deep = "a";
+  for (int i = 0; i < 128; ++i) deep += ".a";
+  const auto table = parse_toml(
+      deep + " = 1\nb = " + std::string(512, '[') + std::string(512, ']') + "\n", "a.toml");
+  EXPECT_TRUE(table.contains("b"));
 }
 
 TEST_F(BackingTest, AUnitIsOneStoreByWhateverPortal) {
