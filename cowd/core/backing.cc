@@ -9,6 +9,7 @@
 #include <mutex>
 #include <utility>
 
+#include "cowd/core/backing_mark.hh"
 #include "cowd/core/disk_options.hh"
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/iscsi.hh"
@@ -138,7 +139,17 @@ void set_backing_settings(const BackingSettings& settings) {
   settings_now = settings;
 }
 
-void release_unused_backings() { IscsiUnit::release_unused(); }
+void release_unused_backings() {
+  IscsiUnit::release_unused();
+  BackingMark::clean();
+}
+
+std::vector<std::string> own_backings() {
+  std::vector<std::string> names = IscsiUnit::own_disks();
+  for (auto& more : {BackingMark::loops(), NbdDevice::own_devices()})
+    names.insert(names.end(), more.begin(), more.end());
+  return names;
+}
 
 Backing open_backing(std::shared_ptr<AsyncIo> io, const Component& component, BackingUse use) {
   switch (component.kind) {

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "cowd/core/disk.hh"
 #include "cowd/core/spec.hh"
@@ -35,6 +36,10 @@ void set_backing_settings(const BackingSettings& settings);
 
 // Closes what an earlier cowd opened and nothing uses any more. May block; throws nothing.
 void release_unused_backings();
+
+// The block devices that we have made of files, exports and units: "loop3", "nbd0", "sdc". Their
+// servers may hang, and what is on them is no business of this host's.
+std::vector<std::string> own_backings();
 
 enum class BackingUse {
   base,      // read-only, may be shared

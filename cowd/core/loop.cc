@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <linux/loop.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -10,10 +11,13 @@
 #include <cerrno>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <optional>
 #include <utility>
 #include <vector>
 
+#include "cowd/core/backing_mark.hh"
+#include "cowd/core/block_name.hh"
 #include "cowd/core/direct_io.hh"
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/fd.hh"
@@ -115,6 +119,35 @@ uint32_t loop_block_size(int fd, const struct stat& info) {
   return info.st_size % block == 0 ? block : 512;
 }
 
+bool is_bound(const std::string& name) {
+  std::error_code ignored;
+  return fs::exists(fs::path("/sys/block") / name / "loop", ignored);
+}
+
+// Linux before 6.15 does not announce a loop device, and udev has to name it as ours.
+void announce(const std::string& name) {
+  std::ofstream(fs::path("/sys/block") / name / "uevent") << "change";
+}
+
+// Whether the loop device is ours now; false: another has taken it. udev must not look at it for
+// the sake of what it held before, which it may be about to do: it locks what it looks at.
+bool configure_one(const Fd& fd, const std::string& name, const std::string& file,
+                   const loop_config& config) {
+  BackingMark mark(name);
+  if (is_bound(name)) return false;
+  mark.set();
+  while (flock(fd.get(), LOCK_EX) < 0 && errno == EINTR) {
+  }
+  const bool done = ioctl(fd.get(), LOOP_CONFIGURE, &config) == 0;
+  const int code = errno;
+  if (done) mark.keep();
+  flock(fd.get(), LOCK_UN);
+  if (done) announce(name);
+  if (!done && code != EBUSY)
+    throw system_error(code, "Putting " + file + " behind /dev/" + name + " failed");
+  return done;
+}
+
 // A number from LOOP_CTL_GET_FREE may be taken by another before we configure it.
 Found configure(int file_fd, const std::string& file, bool writable, uint32_t block) {
   const Fd control(open("/dev/loop-control", O_RDWR | O_CLOEXEC));
@@ -131,12 +164,10 @@ Found configure(int file_fd, const std::string& file, bool writable, uint32_t bl
   for (int attempt = 0; attempt < 64; ++attempt) {
     const int number = ioctl(control.get(), LOOP_CTL_GET_FREE);
     if (number < 0) throw system_error(errno, "Finding a free loop device for " + file + " failed");
-    const std::string path = "/dev/loop" + std::to_string(number);
+    const std::string name = "loop" + std::to_string(number), path = "/dev/" + name;
     Fd fd(open(path.c_str(), (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC));
     if (fd.get() < 0) throw system_error(errno, "Opening " + path + " for " + file + " failed");
-    if (ioctl(fd.get(), LOOP_CONFIGURE, &config) == 0) return {std::move(fd), path, config.info};
-    if (errno != EBUSY)
-      throw system_error(errno, "Putting " + file + " behind " + path + " failed");
+    if (configure_one(fd, name, file, config)) return {std::move(fd), path, config.info};
   }
   throw Error(EBUSY, "No loop device for " + file +
                          " could be had in 64 attempts: another program takes them as fast.");
@@ -174,6 +205,16 @@ std::string LoopDevice::find(const std::string& file) {
   if (stat(file.c_str(), &info) < 0) return {};
   const auto found = loops_of(info, O_RDONLY);
   return found.empty() ? std::string() : found.front().path;
+}
+
+std::optional<LoopDevice::File> LoopDevice::file_of(dev_t loop) {
+  const std::string name = block_name(loop);
+  if (!name.starts_with("loop") || !is_bound(name)) return std::nullopt;
+  const Fd fd(open(("/dev/" + name).c_str(), O_RDONLY | O_CLOEXEC));
+  loop_info64 info{};
+  if (fd.get() < 0 || ioctl(fd.get(), LOOP_GET_STATUS64, &info) < 0 || !whole_file(info))
+    return std::nullopt;
+  return File{info.lo_device, info.lo_inode};
 }
 
 }  // namespace cowd

@@ -3,8 +3,11 @@
 // goes away by itself when its last user (we, or the dm device on top) has closed it.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 namespace cowd {
@@ -31,6 +34,13 @@ class LoopDevice {
 
   // The loop device that has this file, or "".
   static std::string find(const std::string& file);
+
+  struct File {
+    dev_t device = 0;  // its file system's
+    ino_t inode = 0;
+  };
+  // What a loop device is all of; nothing: it is none, or has only a part of one.
+  static std::optional<File> file_of(dev_t loop);
 
  private:
   LoopDevice(int fd, std::string path, std::string file);

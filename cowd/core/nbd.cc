@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cowd/core/backing.hh"
+#include "cowd/core/block_name.hh"
 #include "cowd/core/child.hh"
 #include "cowd/core/disk_options.hh"
 #include "cowd/core/errno_name.hh"
@@ -28,7 +29,9 @@ namespace {
 constexpr uint64_t kForEver = 5ULL * 365 * 86400;
 constexpr unsigned kRequestTimeout = 30;
 
-std::string backend_of(const Component& component) { return "cowd " + component.text(); }
+constexpr const char* kOurs = "cowd ";
+
+std::string backend_of(const Component& component) { return kOurs + component.text(); }
 
 std::string backend_in_kernel(const fs::path& device) {
   std::ifstream in(device / "backend");
@@ -103,6 +106,23 @@ std::shared_ptr<NbdDevice> NbdDevice::attach(const Component& component,
   if (auto device = find(component)) return device;
   throw Error(ENODEV, component.text() +
                           " was connected, and disconnected at once by somebody else; try again.");
+}
+
+std::string NbdDevice::export_of(dev_t device) {
+  const std::string name = block_name(device);
+  const std::string backend =
+      name.starts_with("nbd") ? backend_in_kernel(fs::path("/sys/block") / name) : std::string();
+  return backend.starts_with(kOurs) ? backend.substr(std::string(kOurs).size()) : std::string();
+}
+
+std::vector<std::string> NbdDevice::own_devices() {
+  std::vector<std::string> names;
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator("/sys/block", ignored))
+    if (const std::string name = entry.path().filename();
+        name.starts_with("nbd") && backend_in_kernel(entry.path()).starts_with(kOurs))
+      names.push_back(name);
+  return names;
 }
 
 NbdDevice::~NbdDevice() { close(fd_); }

@@ -8,10 +8,13 @@
 // devices; those that say something else there are somebody else's and are not touched.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "cowd/core/spec.hh"
 
@@ -29,6 +32,10 @@ class NbdDevice {
                                            const DiskOptions& options);
   // Only finds it.
   static std::shared_ptr<NbdDevice> find(const Component& component);
+  // The export, as find() was given it, that a device of ours has; empty: it is none.
+  static std::string export_of(dev_t device);
+  // Those that we connected, whatever they have: "nbd0".
+  static std::vector<std::string> own_devices();
   ~NbdDevice();
   NbdDevice(const NbdDevice&) = delete;
   NbdDevice& operator=(const NbdDevice&) = delete;

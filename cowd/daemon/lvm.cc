@@ -13,9 +13,9 @@
 #include <optional>
 #include <sstream>
 
+#include "cowd/core/backing.hh"
 #include "cowd/core/child.hh"
 #include "cowd/core/error.hh"
-#include "cowd/core/iscsi.hh"
 #include "cowd/daemon/text.hh"
 
 namespace cowd::lvm {
@@ -24,8 +24,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Ours, what was put on top of ours ("part1-DMU-..."), and what we are logged in to, whose target
-// may hang.
+// Ours, what was put on top of ours ("part1-DMU-..."), and what we have made block devices of,
+// whose server may hang.
 std::vector<OwnDevice> own_devices() {
   std::vector<OwnDevice> ours;
   std::error_code ignored;
@@ -37,7 +37,7 @@ std::vector<OwnDevice> own_devices() {
     if (uuid.find("DMU-") != std::string::npos)
       ours.push_back({entry.path().filename().string(), name});
   }
-  for (const std::string& disk : IscsiUnit::own_disks()) ours.push_back({disk, {}});
+  for (const std::string& disk : own_backings()) ours.push_back({disk, {}});
   return ours;
 }
 
@@ -48,6 +48,12 @@ std::string literal(const std::string& name) {
   for (const char c : name)
     out += std::isalnum(static_cast<unsigned char>(c)) || c == '-' || c == '_' ? c : '.';
   return out;
+}
+
+// Of a disk and its partitions, sdc1 and loop3p1: loop30 is another disk.
+std::string with_partitions(const std::string& disk) {
+  const bool ends_in_digit = std::isdigit(static_cast<unsigned char>(disk.back()));
+  return disk + (ends_in_digit ? "(p[0-9]+)?" : "[0-9]*");
 }
 
 // The patterns of a line like global_filter=["a|x|","r|y|"] or global_filter="r|y|".
@@ -110,7 +116,7 @@ std::string config_text(const std::vector<OwnDevice>& ours, const std::string& g
   for (const OwnDevice& device : ours) {
     const std::string kernel_name = literal(device.kernel_name), name = literal(device.name);
     if (name.empty())
-      filter += text("\"r|^/dev/", kernel_name, "[0-9]*$|\",");
+      filter += text("\"r|^/dev/", with_partitions(kernel_name), "$|\",");
     else
       filter += text("\"r|^/dev/", kernel_name, "$|\",\"r|^/dev/mapper/", name,
                      "$|\",\"r|^/dev/disk/by-id/dm-name-", name, "$|\",");

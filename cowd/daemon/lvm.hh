@@ -56,8 +56,8 @@ std::vector<Pool> parse_pools(std::string_view json);
 std::string config();
 
 // The value for --config: the host's own global_filter behind the rejection of these
-// device-mapper names and numbers ("dm-3"), and of disks of no such name ("sdc") with their
-// partitions.
+// device-mapper names and numbers ("dm-3"), and of disks of no such name ("sdc", "loop3") with
+// their partitions.
 struct OwnDevice {
   std::string kernel_name;
   std::string name;

@@ -15,6 +15,7 @@
 #include <functional>
 #include <string_view>
 
+#include "cowd/core/backing_mark.hh"
 #include "cowd/core/child.hh"
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/error.hh"
@@ -77,6 +78,15 @@ int open_socket() {
     throw system_error(errno, "Talking to the kernel's nbd driver failed");
   return fd;
 }
+
+// Of these there is a minor number for the disk and its partitions.
+constexpr uint32_t kMostDevices = 4096;
+
+std::string in_sysfs(uint32_t index) { return "/sys/block/nbd" + std::to_string(index); }
+
+bool exists(uint32_t index) { return access(in_sysfs(index).c_str(), F_OK) == 0; }
+
+bool is_connected(uint32_t index) { return access((in_sysfs(index) + "/pid").c_str(), F_OK) == 0; }
 
 // What follows the generic header, and the command in it.
 std::string_view body_of(const nlmsghdr& message, uint8_t* command = nullptr) {
@@ -160,6 +170,25 @@ bool Netlink::find_family() {
   return family_ != 0;
 }
 
+// Whether that device is ours now; false: it is somebody else's, or about to be or to go.
+bool Netlink::connect_as(uint32_t index, const std::string& attributes) {
+  BackingMark mark("nbd" + std::to_string(index));
+  if (is_connected(index)) return false;
+  mark.set();
+  try {
+    ask(NBD_CMD_CONNECT, family_, number(NBD_ATTR_INDEX, index) + attributes,
+        "Giving the connection to the kernel failed");
+  } catch (const Error& error) {
+    // A device that there is may be open, or be taken away; a new one has no reason to fail so.
+    if (error.code() == EBUSY || error.code() == EEXIST) return false;
+    if (error.code() == EINVAL && exists(index)) return false;
+    throw;
+  }
+  return true;
+}
+
+// The kernel announces a device before it says whose it is, so that the number must not be left to
+// the kernel: the mark has to be there first.
 uint32_t Netlink::connect(const Export& from, const Timeouts& timeouts,
                           const std::string& backend) {
   std::string attributes = number<uint64_t>(NBD_ATTR_SIZE_BYTES, from.size);
@@ -169,15 +198,10 @@ uint32_t Netlink::connect(const Export& from, const Timeouts& timeouts,
   attributes += number<uint64_t>(NBD_ATTR_DEAD_CONN_TIMEOUT, timeouts.dead);
   attributes += text(NBD_ATTR_BACKEND_IDENTIFIER, backend);
   attributes += socket_list(from.fd);
-  const std::string answer =
-      ask(NBD_CMD_CONNECT, family_, attributes, "Giving the connection to the kernel failed");
-  uint32_t index = UINT32_MAX;
-  each_attribute(answer, [&](uint16_t type, std::string_view value) {
-    if (type == NBD_ATTR_INDEX) index = value_of<uint32_t>(value);
-  });
-  if (index == UINT32_MAX)
-    throw Error(EPROTO, "The kernel's nbd driver does not say which device it has taken.");
-  return index;
+  for (uint32_t index = 0; index < kMostDevices; index++)
+    if (!is_connected(index) && connect_as(index, attributes)) return index;
+  throw Error(EBUSY, "All " + std::to_string(kMostDevices) +
+                         " devices of the kernel's nbd driver are in use.");
 }
 
 void Netlink::reconnect(uint32_t index, int fd, const std::string& backend) {

@@ -25,7 +25,7 @@ class Netlink {
   Netlink& operator=(const Netlink&) = delete;
 
   // Makes a device that is free, or a new one, that export's; gives its number. `backend` is
-  // what /sys/block/nbdN/backend says from then on.
+  // what /sys/block/nbdN/backend says from then on, and until then udev knows it by a mark.
   uint32_t connect(const Export& from, const Timeouts& timeouts, const std::string& backend);
   // Another connection in place of one that died.
   void reconnect(uint32_t index, int fd, const std::string& backend);
@@ -40,6 +40,7 @@ class Netlink {
   std::string ask(uint8_t command, uint16_t family, const std::string& attributes,
                   const std::string& purpose);
   bool find_family();
+  bool connect_as(uint32_t index, const std::string& attributes);
 
   int requests_ = -1;
   int events_ = -1;

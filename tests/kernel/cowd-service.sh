@@ -145,6 +145,68 @@ check "its keeper ends" until_true eval "! pgrep -x cowd-nbd"
 check "the device is free" until_true eval '! cat /sys/block/nbd*/backend'
 kill "$(cat /tmp/nbd.pid)"
 
+# Bases that hold complete volume groups, which are no business of this host's, in a file and over
+# nbd. LVM has the line of the doctor's from above.
+make_group() { # FILE GROUP
+	local loop found
+	truncate -s 64M "$1" && loop=$(losetup -f --show "$1") || return
+	vgcreate -qq -y "$2" "$loop" && lvcreate -qq -y -an -Zn -Wn -n root -L 8M "$2"
+	found=$(pvs --noheadings -o vg_name 2>/dev/null | grep -cw "$2")
+	vgchange -qq -an "$2"
+	losetup -d "$loop"
+	[[ $found == 1 ]]
+}
+no_group() { ! pvs --noheadings -o vg_name 2>/dev/null | grep "$1" && ! dmsetup ls | grep "^$1-"; }
+hidden() { # DISK
+	[[ $(readlink -f "/dev/dmu/$1") == "/dev/$1" ]] && ! udevadm info "/dev/$1" | grep ID_FS_
+}
+check "LVM finds a group behind a loop device of others" make_group /tmp/group1 infile
+check "and another" make_group /tmp/group2 onnbd
+qemu-nbd --persistent --shared=4 -f raw -x group -p 10811 -b 127.0.0.1 --pid-file /tmp/nbd.pid --fork /tmp/group2
+check "a store over the file" cowctl create dscow:/tmp/top1:/tmp/group1
+check "a store over the export" cowctl create dscow:/tmp/top2:nbd://127.0.0.1:10811/group
+check "attach the one" cowctl attach --name one dscow:/tmp/top1:/tmp/group1
+check "attach the other" cowctl attach --name two dscow:/tmp/top2:nbd://127.0.0.1:10811/group
+udevadm settle
+nbd=$(grep -l "^cowd " /sys/block/nbd*/backend | cut -d / -f 4)
+for file in /tmp/group1 /tmp/top1 /tmp/top2; do
+	loop=$(losetup -j "$file" -n -O NAME)
+	check "udev keeps LVM off $file" hidden "${loop#/dev/}"
+done
+check "and off the export" hidden "$nbd"
+check "LVM does not see the group in the file" no_group infile
+check "nor the one of the export" no_group onnbd
+
+# No cowd, and none to come, and a server that hangs.
+systemctl mask cowd
+old=$(pid)
+kill -KILL "$old"
+tail --pid="$old" -f /dev/null
+kill -STOP "$(cat /tmp/nbd.pid)"
+check "lvs does not wait for devices without a cowd" timeout 10 lvs
+check "nor does pvs" timeout 10 pvs
+kill -CONT "$(cat /tmp/nbd.pid)"
+systemctl unmask cowd
+systemctl reset-failed cowd cowd.socket
+check "cowd serves them again" systemctl start cowd.socket cowd
+check "read the one" dd if=/dev/mapper/one of=/dev/null bs=1M iflag=direct status=none
+check "read the other" dd if=/dev/mapper/two of=/dev/null bs=1M iflag=direct status=none
+check "detach the one" cowctl detach one
+check "detach the other" cowctl detach two
+# Who sets up a loop device of the same number has a device of his own.
+loop=$(losetup -f --show /tmp/group1)
+udevadm settle
+check "what others put behind a loop device is theirs" test ! -e "/dev/dmu/${loop#/dev/}"
+vgchange -qq -an infile
+losetup -d "$loop"
+kill "$(cat /tmp/nbd.pid)"
+
+# Stores in files where nothing else is said.
+check "there is a directory for transient stores" test "$(stat -c %a:%U /var/lib/cowd)" = 700:root
+check "a transient store in it" cowctl attach --name passing dscow:transient@/var/lib/cowd:/tmp/group1
+check "detach it" cowctl detach passing
+check "nothing of it is left" test -z "$(ls -A /var/lib/cowd)"
+
 check "stop for good" systemctl stop cowd.socket cowd
 check "the socket goes with it" test ! -e /run/cowd/control.sock
 systemd-analyze security cowd | tail -n 1

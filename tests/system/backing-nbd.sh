@@ -78,6 +78,10 @@ kill -STOP "$(cat "$WORK/base.pid")"
 check "list while the server is frozen" timeout 10 cowctl --socket "$RUN/control.sock" list
 check "another disk is attached meanwhile" timeout 20 cowctl --socket "$RUN/control.sock" attach --name third "raw:$(vol cow3)"
 need ctl detach third
+# LVM must not look at what waits for the server.
+check "a transient store is made meanwhile" ctl attach --name passing "dscow:transient@$VG:$(vol cow3)"
+check "its device goes" ctl detach passing
+check "and its store with it" test "$(ctl stores --json | jq '.stores | length')" = 0
 kill -CONT "$(cat "$WORK/base.pid")"
 check "and goes on" dd if=/dev/mapper/two of=/dev/null bs=1M iflag=direct status=none
 

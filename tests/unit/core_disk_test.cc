@@ -3,6 +3,7 @@
 // both engines. Also the semaphore and off_strand().
 #include <utility>
 
+#include <algorithm>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -15,6 +16,8 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <linux/loop.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -22,8 +25,10 @@
 
 #include "cowd/core/async_io_op.hh"
 #include "cowd/core/backing.hh"
+#include "cowd/core/backing_mark.hh"
 #include "cowd/core/blocking.hh"
 #include "cowd/core/disk.hh"
+#include "cowd/core/fd.hh"
 #include "cowd/core/loop.hh"
 #include "cowd/core/run.hh"
 #include "cowd/core/semaphore.hh"
@@ -357,6 +362,70 @@ TEST_F(LoopTest, GoesAwayWithItsLastUser) {
   EXPECT_EQ(LoopDevice::find(scratch.path()), "");
   EXPECT_EQ(code_of([&] { LoopDevice::attach(scratch.path(), LoopDevice::Use::reattach); }),
             ENOENT);
+}
+
+// Some of what the rule for udev asks.
+std::string mark_of(const std::string& path) {
+  std::string said;
+  std::ifstream("/run/cowd/backings.d/" + path.substr(5)) >> said;
+  return said;
+}
+
+bool is_ours(const std::string& path) {
+  const auto ours = own_backings();
+  return std::find(ours.begin(), ours.end(), path.substr(5)) != ours.end();
+}
+
+TEST_F(LoopTest, IsMarkedForAsLongAsItIsThere) {
+  Scratch scratch(1 << 20);
+  auto ours = LoopDevice::attach(scratch.path(), LoopDevice::Use::top);
+  const std::string path = ours->path();
+  std::string sequence;
+  std::ifstream("/sys/block/" + path.substr(5) + "/diskseq") >> sequence;
+  EXPECT_NE(sequence, "");
+  EXPECT_EQ(mark_of(path), sequence);
+  EXPECT_TRUE(is_ours(path));
+  release_unused_backings();
+  EXPECT_EQ(mark_of(path), sequence);
+  ours.reset();
+  EXPECT_FALSE(is_ours(path));
+  release_unused_backings();
+  EXPECT_EQ(mark_of(path), "");
+}
+
+// Sets up a loop device as others do; false: somebody else was faster.
+bool configure_as_others(const std::string& loop, const std::string& path, Fd& held) {
+  const Fd file(open(path.c_str(), O_RDWR | O_CLOEXEC));
+  held = Fd(open(loop.c_str(), O_RDWR | O_CLOEXEC));
+  loop_config config{};
+  config.fd = static_cast<uint32_t>(file.get());
+  config.info.lo_flags = LO_FLAGS_AUTOCLEAR;
+  return ioctl(held.get(), LOOP_CONFIGURE, &config) == 0;
+}
+
+TEST_F(LoopTest, AMarkIsNotTakenForThatOfTheNextDevice) {
+  Scratch scratch(1 << 20);
+  Fd held;
+  std::string path;
+  do {
+    path = LoopDevice::attach(scratch.path(), LoopDevice::Use::top)->path();
+    EXPECT_NE(mark_of(path), "");
+  } while (!configure_as_others(path, scratch.path(), held));
+  EXPECT_NE(mark_of(path), "");
+  EXPECT_FALSE(is_ours(path));
+}
+
+TEST_F(LoopTest, AMarkThatNobodyHoldsGoes) {
+  BackingMark("loop4711").set();
+  EXPECT_EQ(mark_of("/dev/loop4711"), "");
+  std::ofstream("/run/cowd/backings.d/loop4711") << "new\n";  // of who was killed
+  {
+    BackingMark held("loop4712");
+    held.set();
+    release_unused_backings();
+    EXPECT_EQ(mark_of("/dev/loop4712"), "new");
+  }
+  EXPECT_EQ(mark_of("/dev/loop4711"), "");
 }
 
 TEST_F(LoopTest, RefusesAnOddSize) {
