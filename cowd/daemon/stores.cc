@@ -5,13 +5,24 @@
 
 #include <cerrno>
 #include <utility>
+#include <vector>
 
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/error.hh"
 #include "cowd/core/iscsi.hh"
+#include "cowd/core/loop.hh"
+#include "cowd/core/nbd.hh"
 #include "cowd/daemon/text.hh"
 
 namespace cowd {
+
+StoreIdentity identify_device(dev_t device) {
+  // Somebody else may be logged in to the same target.
+  for (std::string& remote : std::vector{iscsi_identity(device), NbdDevice::export_of(device)})
+    if (!remote.empty()) return {false, 0, 0, std::move(remote)};
+  if (const auto file = LoopDevice::file_of(device)) return {false, file->device, file->inode, {}};
+  return {true, device, 0, {}};
+}
 
 StoreIdentity identify_store(const Component& component) {
   if (component.kind == Component::Kind::iscsi) return {false, 0, 0, iscsi_identity(component)};
@@ -21,12 +32,7 @@ StoreIdentity identify_store(const Component& component) {
   if (stat(path.c_str(), &st) < 0)
     throw Error(errno, text(path, " cannot be used: ", errno_text(errno),
                             ". Name a block device or a file that is there."));
-  if (S_ISBLK(st.st_mode)) {
-    // Somebody else may be logged in to the same target.
-    std::string unit = iscsi_identity(st.st_rdev);
-    if (!unit.empty()) return {false, 0, 0, std::move(unit)};
-    return {true, st.st_rdev, 0, {}};
-  }
+  if (S_ISBLK(st.st_mode)) return identify_device(st.st_rdev);
   return {false, st.st_dev, st.st_ino, {}};
 }
 

@@ -3,6 +3,8 @@
 // read has any number.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <map>
 #include <set>
@@ -14,7 +16,7 @@
 namespace cowd {
 
 // What a path resolves to, however it is spelt: the device behind a block special
-// file, else file system and inode.
+// file, else file system and inode. Of a loop device it is its file.
 struct StoreIdentity {
   bool block = false;
   uint64_t device = 0;  // st_rdev, or st_dev of a file
@@ -27,6 +29,8 @@ struct StoreIdentity {
 
 // May block with the file system. Throws Error.
 StoreIdentity identify_store(const Component& component);
+// The same of a block device that somebody has opened, by its number.
+StoreIdentity identify_device(dev_t device);
 
 // One thread or strand.
 class Stores {

@@ -2,6 +2,8 @@
 // The parts of cowd that need neither a kernel nor a reactor: configuration, events,
 // who shares what, names, notes, group commit, the shape of answers.
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -11,6 +13,7 @@
 #include <sstream>
 
 #include "cowd/core/error.hh"
+#include "cowd/core/loop.hh"
 #include "cowd/daemon/commit_group.hh"
 #include "cowd/daemon/config.hh"
 #include "cowd/daemon/device_entry.hh"
@@ -205,6 +208,22 @@ TEST(Stores, TellsWhoIsHinderedBySomebodyElse) {
   EXPECT_EQ(stores.hindered(base, false), "");
   EXPECT_EQ(stores.hindered(base, true), "d");
   EXPECT_EQ(stores.hindered(other, true), "");
+}
+
+// However it is asked for: by its path, through a loop device, by that device's number.
+TEST(Stores, KnowsAFileBehindALoopDevice) {
+  const std::string path = testing::TempDir() + "behind-loop";
+  std::ofstream(path) << std::string(1 << 20, 'x');
+  const auto loop = LoopDevice::attach(path, LoopDevice::Use::base);
+  Component file, device;
+  file.path = path;
+  device.path = loop->path();
+  struct stat info {};
+  ASSERT_EQ(stat(loop->path().c_str(), &info), 0);
+  EXPECT_EQ(identify_store(device), identify_store(file));
+  EXPECT_EQ(identify_device(info.st_rdev), identify_store(file));
+  EXPECT_EQ(identify_device(makedev(1, 3)), (StoreIdentity{true, makedev(1, 3), 0, {}}));
+  std::filesystem::remove(path);
 }
 
 TEST(Stores, KnowsAFileByWhatItsPathResolvesTo) {

@@ -130,6 +130,10 @@ if create a; then
 		in_guest f verify xvda 4 0 "$KIB"
 		in_guest f scatter xvda 16 50 "$KIB"
 		in_guest f scattered xvda 16 50 "$KIB"
+		# Another loop device, of the same file.
+		check "a base given away by file:" xl block-attach s file:/srv/images/golden.img xvdg w
+		check "is an event, too" event 'foreign-user.*vm-f-xvda'
+		check "and taken back" xl block-detach s xvdg
 		destroy f
 	fi
 	check "the server still had not gone on" grep -q '^State:.*T' "/proc/$server/status"
