@@ -91,6 +91,13 @@ std::string xen_dev(const std::string& dev) {
   return hex;
 }
 
+// And back.
+std::optional<dev_t> dev_of(const std::string& xen) {
+  unsigned major_number = 0, minor_number = 0;
+  if (std::sscanf(xen.c_str(), "%x:%x", &major_number, &minor_number) != 2) return std::nullopt;
+  return makedev(major_number, minor_number);
+}
+
 std::vector<XenDomain> domains_of(XenHost& host) { return host.domains(); }
 
 }  // namespace
@@ -338,16 +345,16 @@ Task<> Vbds::check_others(const Node& node, const DiskSpec& spec) {
   std::vector<Use> uses{{spec.top, !node.read_only}};
   if (spec.base) uses.push_back({*spec.base, false});
   for (const Use& use : uses) {
-    if (use.component.kind != Component::Kind::path) continue;
     const StoreIdentity identity = co_await blocking(identify_store, use.component);
-    if (!identity.block) continue;
-    char device[32];
-    std::snprintf(device, sizeof device, "%x:%x", major(identity.device), minor(identity.device));
-    for (const Other& other : others)
-      if (other.device == device && (use.writable || other.writable))
-        throw Error(EBUSY, text(use.component.path, " is given to a domain already (", other.path,
+    for (const Other& other : others) {
+      const std::optional<dev_t> device = dev_of(other.device);
+      if (!device || !(use.writable || other.writable)) continue;
+      const StoreIdentity theirs = co_await blocking(identify_device, *device);
+      if (theirs == identity)
+        throw Error(EBUSY, text(use.component.text(), " is given to a domain already (", other.path,
                                 "), ", other.writable ? "which writes to it" : "which reads it",
                                 ". Detach it there first."));
+    }
   }
 }
 
@@ -484,17 +491,15 @@ Task<> Vbds::look_at_other(std::string path) {
                   host.read(path + "/mode").value_or("w") != "r"};
   };
   const Opened opened = co_await xen_.call(read);
-  unsigned major = 0, minor = 0;
-  if (!opened.device || find(path) ||
-      std::sscanf(opened.device->c_str(), "%x:%x", &major, &minor) != 2)
-    co_return;
-  const StoreIdentity store{true, makedev(major, minor), 0, {}};
+  const std::optional<dev_t> number = opened.device ? dev_of(*opened.device) : std::nullopt;
+  if (!number || find(path)) co_return;
+  const StoreIdentity store = co_await blocking(identify_device, *number);
   const std::string device = co_await devices_.hindered(store, opened.writes);
   if (device.empty()) co_return;
   std::string id = new_error_id();
   std::string sentence =
       text("Domain ", domid_of(path), opened.writes ? " may write to" : " reads", " the device ",
-           major, ":", minor, " (", path, "), which ", device,
+           major(*number), ":", minor(*number), " (", path, "), which ", device,
            " is made of: what it finds there may be wrong, and what it writes there spoils ",
            device, ". Detach one of the two.");
   log(Level::error, sentence, {device, id});
