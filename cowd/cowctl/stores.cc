@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // cowctl stores, delete
-#include <utility>
-
 #include <iostream>
-
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "cowd/cowctl/commands.hh"
 #include "cowd/cowctl/output.hh"
@@ -22,7 +20,12 @@ int run_stores(Context& context) {
   for (const json& store : answer.value("stores", json::array()))
     table.add({cell(store, "uuid"), cell(store, "state"), size_cell(store), cell(store, "vdev"),
                cell(store, "vm_uuid"), cell(store, "created_at"), cell(store, "path")});
-  if (!context.options.quiet) table.print(std::cout);
+  if (context.options.quiet) return 0;
+  table.print(std::cout);
+  // Below it: what the operator may have to do something about.
+  for (const json& store : answer.value("stores", json::array()))
+    if (const std::string problem = store.value("problem", ""); !problem.empty())
+      std::cout << cell(store, "uuid") << ": " << problem << '\n';
   return 0;
 }
 

@@ -40,6 +40,8 @@ DeviceManager::DeviceManager(asio::io_context& io, const Config& config,
       environment_(std::move(environment)),
       strand_(asio::make_strand(io)),
       transient_(environment_.host_id, environment_.boot_id),
+      removals_(strand_, [this](const TransientStore& store) { transient_.remove(store); },
+                *environment_.events, {}),
       changed_(strand_) {
   environment_.claim = [this](std::string device, Component file, bool writable) {
     return on(strand_, claim_named(std::move(device), std::move(file), writable));
@@ -63,7 +65,7 @@ DeviceManager::DevicePtr DeviceManager::make_device(DeviceEntry entry) {
 // The dm device is gone and its image is closed: what was made for it goes too.
 Task<> DeviceManager::finish(DevicePtr device) {
   DeviceEntry entry = co_await on(device->strand(), device->entry());
-  if (entry.store && !entry.store->saved) co_await remove_store(entry.name, *entry.store);
+  if (entry.store && !entry.store->saved) co_await removals_.remove(entry.name, *entry.store);
   if (entry.store) store_uuids_.erase(entry.store->uuid);
   devices_.erase(entry.name);
   stores_.release(entry.name);
@@ -378,7 +380,7 @@ Task<> DeviceManager::clean_one(DeviceEntry entry) {
         text("The device ", name, " was removed while no cowd ran, and its store ", entry.spec,
              " could not be closed: it will be checked when it is attached again. ", error.what()));
   }
-  if (entry.store && !entry.store->saved) co_await remove_store(name, *entry.store);
+  if (entry.store && !entry.store->saved) co_await removals_.remove(name, *entry.store);
   if (entry.store) store_uuids_.erase(entry.store->uuid);
   environment_.run_dir->remove(name);
 }

@@ -18,6 +18,7 @@
 #include "cowd/daemon/config.hh"
 #include "cowd/daemon/device.hh"
 #include "cowd/daemon/signal_event.hh"
+#include "cowd/daemon/store_removals.hh"
 #include "cowd/daemon/stores.hh"
 #include "cowd/daemon/transient.hh"
 
@@ -98,7 +99,6 @@ class DeviceManager {
                                      const DiskSpec& spec, Backing& base, Undo& undo);
   Task<> format_store(const TransientStore& store, const Backing& base,
                       const FormatDescriptor& format);
-  Task<> remove_store(const std::string& device, const TransientStore& store);
   Task<std::vector<TransientStore>> scan_stores();
   Task<> clean_stores(std::set<std::string> in_use);
   Task<std::optional<DeviceEntry>> entry_here(std::string name);
@@ -130,6 +130,7 @@ class DeviceManager {
   std::set<std::string> attaching_;  // names that are taken already
   Stores stores_;
   TransientStores transient_;          // any thread
+  StoreRemovals removals_;
   std::set<std::string> store_uuids_;  // of the transient stores that devices have
   bool stores_cleaned_ = false;        // what an earlier cowd left of them
   SignalEvent changed_;

@@ -50,9 +50,10 @@ Task<TransientStore> DeviceManager::prepare_store(const AttachRequest& request,
         store_uuids_.erase(uuid);
         co_return;
       });
-      log(Level::info, text("The device ", name, " goes on with the store ", uuid,
-                            " of its saved domain."),
-          {name, {}});
+      std::string sentence =
+          text("The device ", name, " goes on with the store ", uuid, " of its saved domain.");
+      log(Level::info, sentence, {name, {}});
+      environment_.events->add("store-taken", name, sentence);
       co_return *saved;
     }
   }
@@ -62,7 +63,7 @@ Task<TransientStore> DeviceManager::prepare_store(const AttachRequest& request,
       co_await blocking(&TransientStores::create, &transient_, spec.top.pool, bytes, binding);
   store_uuids_.insert(store.uuid);
   undo.add("the making of its store", [this, name, store]() -> Task<> {
-    co_await remove_store(name, store);
+    co_await removals_.remove(name, store);
     store_uuids_.erase(store.uuid);
   });
   co_await format_store(store, base, *format);
@@ -79,23 +80,6 @@ Task<> DeviceManager::format_store(const TransientStore& store, const Backing& b
   create.base = base.disk;
   create.options = {{"uuid", store.uuid}};
   co_await format.create(std::move(create));
-}
-
-// A failure leaves it for the next cowd, which finds it by its tags.
-Task<> DeviceManager::remove_store(const std::string& device, const TransientStore& store) {
-  std::string why;
-  try {
-    co_await blocking(&TransientStores::remove, &transient_, store);
-  } catch (const std::exception& error) {
-    why = error.what();
-  }
-  if (why.empty()) co_return;
-  std::string id = new_error_id();
-  std::string sentence =
-      text("The transient store ", store.uuid, " (", store.path, ") of ", device,
-           " could not be removed. ", why, " cowd tries again when it is started next.");
-  log(Level::error, sentence, {device, id});
-  environment_.events->add("io-error", device, sentence, id);
 }
 
 Task<std::vector<TransientStore>> DeviceManager::scan_stores() {
@@ -126,7 +110,7 @@ Task<> DeviceManager::clean_stores(std::set<std::string> in_use) {
     }
     log(Level::info, text("The transient store ", store.uuid, " (", store.path,
                           ") was left by a crash and is removed."));
-    co_await remove_store(store.path, store);
+    co_await removals_.remove(store.path, store);
   }
   stores_cleaned_ = true;
   changed_.notify();
@@ -137,16 +121,19 @@ Task<nlohmann::json> DeviceManager::stores() { return on(strand_, stores_here())
 Task<nlohmann::json> DeviceManager::stores_here() {
   auto found = co_await scan_stores();
   nlohmann::json list = nlohmann::json::array();
-  for (const TransientStore& store : found)
-    list.push_back({{"uuid", store.uuid},
-                    {"where", store.where},
-                    {"path", store.path},
-                    {"state", state_of(store, store_uuids_.contains(store.uuid),
-                                       environment_.host_id)},
-                    {"vm_uuid", store.binding.vm_uuid},
-                    {"vdev", store.binding.vdev},
-                    {"size", store.bytes},
-                    {"created_at", store.created_at}});
+  for (const TransientStore& store : found) {
+    const std::string why = removals_.why(store.uuid);
+    list.push_back(
+        {{"uuid", store.uuid},
+         {"where", store.where},
+         {"path", store.path},
+         {"state", state_of(store, store_uuids_.contains(store.uuid), environment_.host_id)},
+         {"problem", why.empty() ? store.problem : why},
+         {"vm_uuid", store.binding.vm_uuid},
+         {"vdev", store.binding.vdev},
+         {"size", store.bytes},
+         {"created_at", store.created_at}});
+  }
   co_return nlohmann::json{{"stores", std::move(list)}};
 }
 
@@ -170,7 +157,8 @@ Task<> DeviceManager::delete_store_here(std::string uuid) {
     }
     store_uuids_.erase(uuid);
     if (error) std::rethrow_exception(error);
-    std::string sentence = text("The saved store ", uuid, " was deleted on request.");
+    std::string sentence = text("The ", store.saved ? "saved" : "left", " store ", uuid, " (",
+                                store.path, ") was deleted on request.");
     log(Level::info, sentence);
     environment_.events->add("store-deleted", "", sentence);
     co_return;

@@ -454,7 +454,9 @@ TEST_F(Cowctl, ListsDisksOfGuestsAndStores) {
   cowd.answers["stores"] = ok(
       R"({"stores":[{"uuid":"s1","where":"vg","path":"/dev/vg/cowd-1","state":"saved","vm_uuid":)"
       R"("u","vdev":"xvda","size":1073741824,"created_at":"2026-11-23T00:00:00Z"},)"
-      R"({"uuid":"s2","where":"vg","path":"/dev/vg/cowd-2","state":"foreign","vm_uuid":""}]})");
+      R"({"uuid":"s2","where":"vg","path":"/dev/vg/cowd-2","state":"foreign","vm_uuid":"",)"
+      R"("problem":""},{"uuid":"s3","where":"vg","path":"/dev/vg/cowd-3","state":"left",)"
+      R"("vm_uuid":"","problem":"It is open."}]})");
   cowd.answers["store-delete"] = ok("{}");
   const std::string table =
       "Node                 Domain  Disk  State      Transient  Device    Specification\n"
@@ -466,8 +468,10 @@ TEST_F(Cowctl, ListsDisksOfGuestsAndStores) {
   EXPECT_EQ(run("stores").out,
             "UUID  State     Size  Disk  Guest  Created               Path\n"
             "s1    saved    1 GiB  xvda  u      2026-11-23T00:00:00Z  /dev/vg/cowd-1\n"
-            "s2    foreign      -  -     -      -                     /dev/vg/cowd-2\n");
-  EXPECT_EQ(json::parse(run("stores --json").out)["stores"].size(), 2u);
+            "s2    foreign      -  -     -      -                     /dev/vg/cowd-2\n"
+            "s3    left         -  -     -      -                     /dev/vg/cowd-3\n"
+            "s3: It is open.\n");
+  EXPECT_EQ(json::parse(run("stores --json").out)["stores"].size(), 3u);
   EXPECT_EQ(run("delete s1").status, 0);
   EXPECT_EQ(cowd.requests.back(), json::parse(R"({"cmd":"store-delete","store":"s1"})"));
   refused("vbd add", "needs PATH");

@@ -6,15 +6,23 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/strand.hpp>
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <sstream>
 
 #include "cowd/core/error.hh"
+#include "cowd/daemon/event_ring.hh"
 #include "cowd/daemon/lvm.hh"
+#include "cowd/daemon/store_removals.hh"
 #include "cowd/daemon/transient.hh"
 #include "formats/common/bytes.hh"
 #include "formats/dscow/header.hh"
@@ -23,6 +31,7 @@ namespace cowd {
 namespace {
 
 namespace fs = std::filesystem;
+using namespace std::chrono_literals;
 
 constexpr const char* kHost = "0123456789abcdef0123456789abcdef";
 constexpr const char* kBoot = "11111111-2222-3333-4444-555555555555";
@@ -256,8 +265,68 @@ TEST(Lvm, OwnDevicesAreRejectedBeforeTheHostsOwnFilter) {
             "activation{process_priority=0}");
   EXPECT_NE(lvm::config_text({{"sdc", ""}}, "").find("[\"r|^/dev/sdc[0-9]*$|\",\"r|^/dev/dmu/|\","),
             std::string::npos);
+  EXPECT_NE(lvm::config_text({{"loop3", ""}, {"nbd0", ""}}, "")
+                .find("[\"r|^/dev/loop3(p[0-9]+)?$|\",\"r|^/dev/nbd0(p[0-9]+)?$|\","),
+            std::string::npos);
   // Nothing of a name becomes a part of the pattern or of the configuration.
   EXPECT_EQ(lvm::config_text({{"dm-3", "a|\"]+"}}, "").find("a|\""), std::string::npos);
+}
+
+class Removals : public testing::Test {
+ protected:
+  // Fails with each of these in turn, then succeeds.
+  void begin(std::vector<int> codes) {
+    auto remove = [this, codes](const TransientStore& store) {
+      const size_t at = tries_++;
+      if (at < codes.size()) throw Error(codes[at], "It is in the way of " + store.uuid + ".");
+    };
+    removals_.emplace(strand_, remove, events_, StoreRemovals::Pauses{1ms, 4ms});
+    TransientStore store;
+    store.uuid = "s1";
+    boost::asio::co_spawn(strand_, removals_->remove("web", store),
+                          [this](std::exception_ptr) { why_after_first_ = removals_->why("s1"); });
+    io_.run();
+  }
+  std::vector<std::string> events() const {
+    std::vector<std::string> types;
+    for (const Event& event : events_.after(0)) types.push_back(event.type);
+    return types;
+  }
+
+  boost::asio::io_context io_;
+  boost::asio::strand<boost::asio::io_context::executor_type> strand_ = make_strand(io_);
+  EventRing events_;
+  std::optional<StoreRemovals> removals_;
+  std::atomic<size_t> tries_ = 0;
+  std::string why_after_first_;
+};
+
+TEST_F(Removals, OneThatWorksIsSilent) {
+  begin({});
+  EXPECT_EQ(tries_, 1U);
+  EXPECT_TRUE(events().empty());
+}
+
+TEST_F(Removals, OneThatFailsIsTriedUntilItWorks) {
+  begin({ETIMEDOUT, ETIMEDOUT, EBUSY, EBUSY});
+  EXPECT_EQ(tries_, 5U);
+  EXPECT_EQ(why_after_first_, "It is in the way of s1.");
+  EXPECT_EQ(removals_->why("s1"), "");
+  EXPECT_EQ(events(), (std::vector<std::string>{"io-error", "store-removed"}));
+}
+
+TEST_F(Removals, WhatAnotherRemovedIsGone) {
+  begin({EIO, ENOENT});
+  EXPECT_EQ(tries_, 2U);
+  EXPECT_EQ(removals_->why("s1"), "");
+}
+
+TEST_F(Removals, WhatIsNotOursIsLeftAlone) {
+  begin({EUCLEAN});
+  EXPECT_EQ(tries_, 1U);
+  EXPECT_EQ(removals_->why("s1"), "");
+  EXPECT_EQ(events(), std::vector<std::string>{"io-error"});
+  EXPECT_NE(events_.after(0).front().message.find("leaves it alone"), std::string::npos);
 }
 
 // As lvm2 2.03.16 prints it.

@@ -47,10 +47,13 @@ check "the device goes" detached vm-v-xvda
 check "the store of a saved guest is kept" test "$(state_of_stores)" = saved
 check "cowctl delete refuses what is no store" bash -c '! cowctl delete 00000000-1111-2222-3333-444444444444'
 if restored v; then
+	check "that its store was found is an event" bash -c 'cowctl events | grep -q store-taken'
 	in_guest v scattered xvda 10 200 "$KIB"
 	in_guest v scatter xvda 11 50 "$KIB"
 	in_guest v scattered xvda 11 50 "$KIB"
 	check "its store is in use again" test "$(state_of_stores)" = in-use
+	uuid=$(stores | grep -o '"uuid": *"[^"]*"' | cut -d '"' -f 4)
+	refuse "and not deleted now" "is in use" cowctl delete "$uuid"
 fi
 
 # --- cowd dies under it -------------------------------------------------------
