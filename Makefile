@@ -129,6 +129,7 @@ define config-h
 #define COWD_PLUGIN_DIR "$(libdir)/cowd/plugins"
 #define COWD_SYSCONF_DIR "$(sysconfdir)/cowd"
 #define COWD_RUN_DIR "/run/cowd"
+#define COWD_STATE_DIR "/var/lib/cowd"
 #define COWD_SBIN_DIR "$(sbindir)"
 #define XEN_SCRIPT_DIR "$(xenscriptdir)"
 endef

@@ -274,6 +274,7 @@ Config default_config() {
   config.paths.run_dir = COWD_RUN_DIR;
   config.paths.disks_dir = kDisksDir;
   config.log.targets = {LogTarget::journald};
+  config.devices.store_directories = {COWD_STATE_DIR};
   return config;
 }
 

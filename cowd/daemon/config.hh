@@ -41,7 +41,7 @@ struct Config {
     uint64_t max_extents = 0;                       // 0: the module's default
     uint64_t metadata_cache = kMetadataCache;       // bytes
     bool keep_on_reboot = false;                    // of transient disks
-    std::vector<std::string> store_directories;     // where transient stores were made, to clean up
+    std::vector<std::string> store_directories;     // where transient stores may be made
     bool wait_for_backing = true;                   // when a server is lost
     std::chrono::seconds backing_loss_timeout{60};  // if not wait_for_backing
     SessionSettings session;

@@ -33,6 +33,7 @@ const char* state_of(const TransientStore& store, bool in_use, const std::string
 Task<TransientStore> DeviceManager::prepare_store(const AttachRequest& request,
                                                   const std::string& name, const DiskSpec& spec, Backing& base,
                                                   Undo& undo) {
+  require_store_directory(spec.top.pool, config_.devices.store_directories);
   while (!stores_cleaned_) co_await changed_.wait();
   const FormatDescriptor* format = co_await blocking(load_format, environment_.plugins, spec.format);
   if (!format->store_size || !format->create || !spec.base)

@@ -8,8 +8,10 @@
 #include <array>
 #include <cerrno>
 #include <chrono>
+#include <filesystem>
 #include <fstream>
 
+#include "build/config.h"
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/error.hh"
 #include "cowd/core/fd.hh"
@@ -22,6 +24,8 @@
 #include "formats/dscow/header.hh"
 
 namespace cowd {
+
+namespace fs = std::filesystem;
 
 namespace {
 
@@ -132,6 +136,24 @@ std::string header_disagrees(const TransientStore& store, std::span<const std::b
   return {};
 }
 
+void require_store_directory(const std::string& where, const std::vector<std::string>& known) {
+  const auto plain = [](const std::string& path) {
+    return (fs::path(path) / "").lexically_normal();
+  };
+  if (!is_directory(where) || std::any_of(known.begin(), known.end(), [&](const std::string& each) {
+        return plain(each) == plain(where);
+      }))
+    return;
+  std::string list;
+  for (const std::string& each : known) list += (list.empty() ? "" : ", ") + each;
+  throw Error(EINVAL,
+              text("transient@", where,
+                   ": a store there would be lost sight of when the host "
+                   "crashes, as ",
+                   where, " is not among devices.store_directories of cowd.toml (",
+                   list.empty() ? "none" : list, "). Add it, restart cowd, and try again."));
+}
+
 TransientStores::TransientStores(std::string host_id, std::string boot_id)
     : host_id_(std::move(host_id)), boot_id_(std::move(boot_id)) {}
 
@@ -183,7 +205,8 @@ std::vector<TransientStore> TransientStores::scan(const std::vector<std::string>
       for (TransientStore& store : transient::Directory(directory, host_id_).list())
         list.push_back(std::move(store));
     } catch (const Error& error) {
-      complain(error.what());
+      // The one that nobody has named need not be there.
+      if (error.code() != ENOENT || directory != COWD_STATE_DIR) complain(error.what());
     }
   }
   return list;

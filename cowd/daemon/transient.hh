@@ -61,6 +61,10 @@ struct TransientStore {
 // nothing. Zeroes: never formatted.
 std::string header_disagrees(const TransientStore& store, std::span<const std::byte> head);
 
+// Error(EINVAL) for a directory that is none of `known`, in which cowd would not look for what it
+// has made there. A volume group is always looked at.
+void require_store_directory(const std::string& where, const std::vector<std::string>& known);
+
 // Blocking calls, off the strands; thread safe. All throw Error.
 class TransientStores {
  public:

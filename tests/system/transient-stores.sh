@@ -9,6 +9,8 @@
 volumes base=64M other=16M
 DIR=$WORK/stores
 need mkdir -m 700 "$DIR"
+printf '[devices]\nstore_directories = ["%s"]\n' "$DIR" >"$WORK/cowd.toml"
+cowd_command+=(--config "$WORK/cowd.toml")
 VM=c0ffee00-0000-4000-8000-000000000001
 
 tool() { transient-tool "$@"; }
@@ -128,6 +130,48 @@ check "save a file" tool save "$uuid" "$DIR"
 check "it is found" test "$(tool find "$DIR" "$VM" xvda | field .uuid)" = "$uuid"
 check "remove it" tool remove "$uuid" "$DIR"
 check "nothing of it stays" test -z "$(ls -A "$DIR")"
+
+# --- as cowd makes them ---
+
+stores() { ctl stores --json | field "$1"; }
+state() { stores '.stores[].state'; }
+none_left() { [[ $(stores '.stores | length') == 0 ]]; }
+
+said=$(ctl attach --name none "dscow:transient@$MNT:$(vol base)" 2>&1)
+check "a directory that is not configured is refused" grep -q "devices.store_directories" <<<"$said"
+check "attach over a file" ctl attach --name passing "dscow:transient@$DIR:$(vol base)"
+check "its store is in use" test "$(state)" = in-use
+said=$(ctl delete "$(stores '.stores[].uuid')" 2>&1)
+check "and not deleted then" grep -q "is in use" <<<"$said"
+check "detach it" ctl detach passing
+check "its store goes with it" none_left
+
+uuid=$(tool create "$DIR" 4194304 "$VM" xvda | field .uuid)
+check "what a crash left is listed" test "$(state)" = left
+check "it may be deleted" ctl delete "$uuid"
+uuid=$(tool create "$DIR" 4194304 "$VM" xvda | field .uuid)
+need tool save "$uuid" "$DIR"
+check "what is saved is listed" test "$(state)" = saved
+check "it may be deleted as well" ctl delete "$uuid"
+check "both are gone" none_left
+uuid=$(tool create "$DIR" 4194304 "$VM" xvda | field .uuid)
+need dd if=/dev/urandom of="$DIR/$uuid.store" bs=4K count=1 conv=notrunc,fsync status=none
+check "what holds something else is listed" test "$(state)" = unreadable
+check "with the reason" grep -q "no dscow store" <<<"$(ctl stores | tail -n 1)"
+said=$(ctl delete "$uuid" 2>&1)
+check "and not deleted" grep -q "leaves it alone" <<<"$said"
+need rm "$DIR/$uuid.store" "$DIR/$uuid.json"
+
+# What is in the way of a removal passes.
+need ctl attach --name passing "dscow:transient@$VG:$(vol base)"
+path=$(stores '.stores[].path')
+exec {held}<"$path"
+check "its device goes" ctl detach passing
+check "a store that somebody has open is left" test "$(state)" = left
+check "and said to be open" grep -q "is open" <<<"$(stores '.stores[].problem')"
+exec {held}<&-
+check "it is removed when that is over" until_true 90 none_left
+check "which is an event" grep -q store-removed <<<"$(ctl events)"
 
 # --- crashes ---
 

@@ -20,6 +20,7 @@
 #include <sstream>
 
 #include "cowd/core/error.hh"
+#include "cowd/daemon/config.hh"
 #include "cowd/daemon/event_ring.hh"
 #include "cowd/daemon/lvm.hh"
 #include "cowd/daemon/store_removals.hh"
@@ -270,6 +271,20 @@ TEST(Lvm, OwnDevicesAreRejectedBeforeTheHostsOwnFilter) {
             std::string::npos);
   // Nothing of a name becomes a part of the pattern or of the configuration.
   EXPECT_EQ(lvm::config_text({{"dm-3", "a|\"]+"}}, "").find("a|\""), std::string::npos);
+}
+
+TEST(StoreDirectories, AreThoseOfTheConfiguration) {
+  const std::vector<std::string> known = {"/var/lib/cowd", "/srv/stores/"};
+  for (const char* fine :
+       {"vg", "/var/lib/cowd", "/var/lib/cowd/", "/srv//stores", "/srv/./stores"})
+    EXPECT_NO_THROW(require_store_directory(fine, known)) << fine;
+  for (const char* other : {"/var/lib", "/var/lib/cowd/deeper", "/srv", "/"}) {
+    std::string sentence;
+    EXPECT_EQ(code_of([&] { require_store_directory(other, known); }, &sentence), EINVAL) << other;
+    EXPECT_NE(sentence.find("devices.store_directories"), std::string::npos) << sentence;
+    EXPECT_NE(sentence.find("/var/lib/cowd, /srv/stores/"), std::string::npos) << sentence;
+  }
+  EXPECT_EQ(default_config().devices.store_directories, std::vector<std::string>{"/var/lib/cowd"});
 }
 
 class Removals : public testing::Test {

@@ -44,7 +44,7 @@ volumes base=64M cow=80M golden=64M cow2=80M shared=16M small=32M third=16M
 need guestdisk write /dev/vg/base 3 0 "$KIB"
 need guestdisk write /dev/vg/golden 4 0 "$KIB"
 need guestdisk write /dev/vg/shared 6 0 16384
-need mkdir -p /srv/images /srv/small /var/lib/cowd "$CONF/disks.d"
+need mkdir -p /srv/images /srv/small "$CONF/disks.d"
 need mke2fs -q -t ext4 /dev/vg/small
 need mount /dev/vg/small /srv/small
 need dd if=/dev/vg/golden of=/srv/images/golden.img bs=1M status=none
