@@ -18,6 +18,7 @@
 #include "build/config.h"
 #include "cowd/core/child.hh"
 #include "cowd/core/errno_name.hh"
+#include "cowd/core/helper.hh"
 #include "cowd/cowctl/commands.hh"
 #include "cowd/cowctl/host_settings.hh"
 #include "cowd/cowctl/output.hh"
@@ -178,9 +179,11 @@ std::vector<std::string> names_of(const std::string& node, const std::string& na
   return {"/dev/" + node, "/dev/mapper/" + name, "/dev/dmu/" + name};
 }
 
-// What cowd serves now, and one that it might serve next.
+// What cowd serves now, and what it might serve, or have something on, next.
 std::vector<std::vector<std::string>> devices_of_cowd() {
   std::vector<std::vector<std::string>> devices = {names_of("dm-999", "dmu-vg-cow")};
+  for (const std::string disk : {"loop999", "nbd999"})
+    devices.push_back({"/dev/" + disk, "/dev/dmu/" + disk});
   std::error_code ignored;
   for (const auto& entry : fs::directory_iterator("/sys/block", ignored))
     if (first_line(read_file(entry.path() / "dm/uuid")).starts_with("DMU-"))
@@ -219,29 +222,41 @@ Finding check_lvm(Context&) {
 
 // --- backings over the network ---
 
+// What cowd asks of open-iscsi and of the kernel's nbd driver, whatever their own settings say.
+std::string patience() {
+  const std::string file = COWD_SYSCONF_DIR "/cowd.toml";
+  const auto after = backing_loss_timeout(read_file(file), file);
+  return after ? "guests get errors " + *after + " after a server was lost " +
+                     "(devices.backing_loss_timeout)"
+               : "guests wait for ever for a server that is lost (devices.on_backing_loss)";
+}
+
+Finding with_patience(const std::string& sentence) {
+  try {
+    return ok(sentence + "; " + patience() + ".");
+  } catch (const Error& e) {
+    return problem(e.what(), "cowd --check-config says whether it is right then.");
+  }
+}
+
 Finding check_iscsi(Context&) {
-  const std::string file = "/etc/iscsi/iscsid.conf";
   if (!is_installed("iscsiadm"))
     return advice("open-iscsi is not installed: disks on iscsi:// cannot be attached.",
                   "apt-get install open-iscsi, if they are wanted.");
-  const std::string key = "node.session.timeo.replacement_timeout";
-  const std::string text = setting(read_file(file), key).value_or("120");
-  const long seconds = std::strtol(text.c_str(), nullptr, 10);
-  if (seconds > 0 && seconds < 60)
-    return advice("Guests get errors " + text + " s after an iSCSI target was lost.",
-                  "A " + key + " of 120 or more in " + file + " lets them wait for its return.");
-  return ok(seconds < 0 ? "Guests wait for a lost iSCSI target for ever (replacement_timeout)."
-                        : "Guests wait " + text + " s for a lost iSCSI target.");
+  return with_patience("open-iscsi is there");
 }
 
 Finding check_nbd(Context&) {
-  if (!is_installed("nbd-client"))
-    return advice("nbd-client is not installed: disks on nbd:// cannot be attached.",
-                  "apt-get install nbd-client, if they are wanted.");
+  try {
+    cowd::helper_path("cowd-nbd");
+  } catch (const Error& e) {
+    return problem(e.what(), "make install does; disks on nbd:// cannot be attached without it.");
+  }
   if (!fs::exists("/sys/module/nbd") && !can_load("nbd"))
-    return problem("The running kernel, " + kernel_release() + ", has no module nbd.",
-                   "Boot a kernel that has it; disks on nbd:// cannot be attached.");
-  return ok("nbd-client and the module nbd are there.");
+    return advice("The running kernel, " + kernel_release() +
+                      ", has no module nbd: disks on nbd:// cannot be attached.",
+                  "Boot a kernel that has it, if they are wanted.");
+  return with_patience("cowd-nbd and the module nbd are there");
 }
 
 // --- Xen ---

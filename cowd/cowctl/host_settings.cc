@@ -4,6 +4,8 @@
 #include <regex>
 #include <sstream>
 
+#include "cowd/core/toml.hh"
+
 namespace cowctl {
 
 namespace {
@@ -128,6 +130,17 @@ std::optional<std::string> lvm_filter_line(const std::vector<std::string>& filte
     line += '"';
   }
   return line + " ]";
+}
+
+std::optional<std::string> backing_loss_timeout(const std::string& text, const std::string& file) {
+  const auto root = cowd::parse_toml(text, file);
+  const auto said = [&](const char* key, const std::string& otherwise) {
+    return root.contains("devices") && root.at("devices").is_table()
+               ? toml::find_or(root.at("devices"), key, otherwise)
+               : otherwise;
+  };
+  if (said("on_backing_loss", "wait") == "wait") return std::nullopt;
+  return said("backing_loss_timeout", "60s");
 }
 
 }  // namespace cowctl

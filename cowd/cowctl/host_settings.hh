@@ -25,4 +25,8 @@ bool lvm_reads(const std::vector<std::string>& filter, const std::vector<std::st
 std::optional<std::string> lvm_filter_line(const std::vector<std::string>& filter,
                                            const std::vector<std::string>& names);
 
+// For how long guests wait for a lost server, as the text of cowd.toml says it: "60s"; nothing:
+// for ever. Throws Error(EINVAL) for what is no TOML.
+std::optional<std::string> backing_loss_timeout(const std::string& text, const std::string& file);
+
 }  // namespace cowctl

@@ -25,6 +25,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "build/config.h"
 #include "cowd/core/json_lines.hh"
 #include "cowd/cowctl/host_settings.hh"
 #include "cowd/cowctl/output.hh"
@@ -504,6 +505,35 @@ TEST_F(Cowctl, DoctorLooksAtTheHost) {
   FakeCowd cowd(socket_);
   cowd.answers["version"] = ok(R"({"version":"0.0.1"})");
   EXPECT_NE(run("doctor").out.find("cowd 0.0.1 runs, but cowctl is"), std::string::npos);
+}
+
+// cowd-nbd is looked for beside cowctl, and nbd-client nowhere.
+TEST_F(Cowctl, DoctorAsksForOurNbdClient) {
+  fs::copy(program_, dir_ / "cowctl");
+  program_ = dir_ / "cowctl";
+  const json without = check_named(json::parse(run("doctor --json").out), "nbd");
+  const std::string sentence = without["message"];
+  if (!fs::exists(COWD_SBIN_DIR "/cowd-nbd")) {
+    EXPECT_EQ(without["result"], "problem");
+    EXPECT_NE(sentence.find("cowd-nbd is neither"), std::string::npos) << sentence;
+  }
+  std::ofstream(dir_ / "cowd-nbd") << "#!/bin/sh\n";
+  fs::permissions(dir_ / "cowd-nbd", fs::perms::owner_all);
+  const json with = check_named(json::parse(run("doctor --json").out), "nbd");
+  EXPECT_NE(with["result"], "problem") << with;
+  EXPECT_EQ(with.dump().find("nbd-client"), std::string::npos) << with;
+}
+
+TEST(HostSettings, HowLongGuestsWaitForAServer) {
+  using cowctl::backing_loss_timeout;
+  EXPECT_EQ(backing_loss_timeout("", "f"), std::nullopt);
+  EXPECT_EQ(backing_loss_timeout("[devices]\nbacking_loss_timeout = \"2m\"\n", "f"), std::nullopt);
+  EXPECT_EQ(backing_loss_timeout("[devices]\non_backing_loss = \"error\"\n", "f"), "60s");
+  EXPECT_EQ(backing_loss_timeout(
+                "[devices]\non_backing_loss = \"error\"\nbacking_loss_timeout = \"2m\"\n", "f"),
+            "2m");
+  EXPECT_EQ(backing_loss_timeout("devices = 1\n", "f"), std::nullopt);
+  EXPECT_THROW(backing_loss_timeout("[devices\n", "f"), cowd::Error);
 }
 
 TEST(HostSettings, AreTheLastOfTheirKey) {
