@@ -178,8 +178,8 @@ check "LVM does not see the group in the file" no_group infile
 check "nor the one of the export" no_group onnbd
 
 # No cowd, and none to come, and a server that hangs.
-systemctl mask cowd
 old=$(pid)
+systemctl mask cowd
 kill -KILL "$old"
 tail --pid="$old" -f /dev/null
 kill -STOP "$(cat /tmp/nbd.pid)"
