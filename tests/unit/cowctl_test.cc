@@ -18,6 +18,7 @@
 #include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/local/stream_protocol.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
 #include <gtest/gtest.h>
@@ -69,6 +70,7 @@ class FakeCowd {
 
   std::map<std::string, std::string> answers;  // "cmd" to lines, or "say nothing"
   std::atomic<int> hang_ups{0};                // requests to answer so, before the others
+  std::chrono::milliseconds late{0};           // before the last line of an answer
   std::vector<json> requests;
   std::atomic<int> goodbyes{0};  // clients that have closed their connection
 
@@ -94,10 +96,17 @@ class FakeCowd {
               ? at->second
               : R"({"ok":false,"error":{"errno":"ENODEV","message":"cowd serves no such device."}})"
                 "\n";
-      if (text != "say nothing")
-        co_await asio::async_write(lines.socket(), asio::buffer(text), asio::use_awaitable);
+      if (text != "say nothing") co_await say(lines, text);
     }
     ++goodbyes;
+  }
+
+  Task<> say(JsonLines& lines, const std::string& text) {
+    const size_t last = late.count() ? text.rfind('\n', text.size() - 2) + 1 : 0;
+    co_await asio::async_write(lines.socket(), asio::buffer(text, last), asio::use_awaitable);
+    asio::steady_timer timer(io_, late);
+    co_await timer.async_wait(asio::use_awaitable);
+    co_await asio::async_write(lines.socket(), asio::buffer(text) + last, asio::use_awaitable);
   }
 
   std::string path_;
@@ -207,7 +216,9 @@ TEST_F(Cowctl, LeavesNoFileBehindWhenCreateIsInterrupted) {
 TEST_F(Cowctl, ListsCreateOptions) {
   const Outcome help = run("create toy:%d/x -o help");
   EXPECT_EQ(help.status, 0);
-  EXPECT_EQ(help.out, "Option  Meaning\nerrors  how many a check is to find\nleaks   the same\n");
+  EXPECT_EQ(help.out,
+            "Option        Meaning\nerrors        how many a check is to find\n"
+            "leaks         the same\nmilliseconds  how long it takes\n");
 }
 
 TEST_F(Cowctl, CheckExitsAsQemuImgDoes) {
@@ -231,6 +242,28 @@ TEST_F(Cowctl, CheckExitsAsQemuImgDoes) {
   EXPECT_EQ(as_json.status, 2);
   EXPECT_EQ(json::parse(as_json.out)["corruptions"], 3);
   EXPECT_EQ(json::parse(as_json.out)["leaks"], 1);
+}
+
+TEST_F(Cowctl, ShowsProgressAfterASecond) {
+  run("create toy:%d/slow 4M -o errors=0,leaks=0,milliseconds=1300");
+  run("create toy:%d/quick 4M -o errors=0,leaks=0,milliseconds=1");
+  const std::string line = "checking " + (dir_ / "slow").string() + ": 50.0 %";
+  const Outcome asked = run("check --progress toy:%d/slow");
+  EXPECT_EQ(asked.status, 0);
+  EXPECT_TRUE(asked.err.starts_with(line + '\n')) << asked.err;
+  EXPECT_EQ(run("check --progress toy:%d/quick").err, "");
+  EXPECT_EQ(run("check toy:%d/slow").err, "");
+  EXPECT_EQ(run("check --progress --quiet toy:%d/slow").err, "");
+
+  std::ofstream(dir_ / "on-terminal") << "exec script -qec \"build/bin/cowctl $*\" /dev/null\n";
+  program_ = "sh " + (dir_ / "on-terminal").string();
+  const std::string shown = run("check toy:%d/slow").out;
+  const size_t first = shown.find('\r' + line + "\033[K");
+  ASSERT_NE(first, std::string::npos) << shown;
+  const size_t erased = shown.find("\r\033[K", first + 1);
+  ASSERT_NE(erased, std::string::npos) << shown;
+  EXPECT_EQ(shown.find(line, erased), std::string::npos) << "It is not erased at the end.";
+  EXPECT_EQ(run("--quiet check toy:%d/slow").out.find(line), std::string::npos);
 }
 
 TEST_F(Cowctl, MapsInQemuImgsSchema) {
@@ -284,7 +317,8 @@ TEST_F(Cowctl, ListSaysWhoWaitsForRoomAndWhere) {
   cowd.answers["info"] = ok(device.dump());
   const std::string listed = run("list").out;
   EXPECT_NE(listed.find("  waiting-for-space  "), std::string::npos);
-  EXPECT_TRUE(listed.ends_with("\nd1: writes wait for room on /srv/x since 2026-11-22T00:00:00Z\n"));
+  EXPECT_TRUE(
+      listed.ends_with("\nd1: writes wait for room on /srv/x since 2026-11-22T00:00:00Z\n"));
   EXPECT_EQ(json::parse(run("list --json").out)["devices"][0]["waiting_for_space"]["writes"], 3);
   EXPECT_NE(run("info d1").out.find("waiting for space:\n    destination: /srv/x\n"),
             std::string::npos);
@@ -302,6 +336,18 @@ TEST_F(Cowctl, AttachSendsWhatWasAsked) {
   EXPECT_EQ(cowd.requests[1], json::parse(R"({"cmd":"attach","spec":"raw:/dev/vg/x","name":"d1",
     "durability":"always","read_only":true,
     "features":{"no_daemon":"fail","no_daemon_seconds":5,"max_extents":1000}})"));
+}
+
+TEST_F(Cowctl, ShowsTheProgressThatCowdReports) {
+  FakeCowd cowd(socket_);
+  cowd.late = std::chrono::milliseconds(1300);
+  cowd.answers["detach"] = ok("{}");
+  EXPECT_TRUE(run("detach --progress d1").err.ends_with("d1: 1 s\n"));
+  cowd.answers["detach"] = R"({"progress":{"done":3,"total":4,"what":"committing d1"}})"
+                           "\n" +
+                           ok("{}");
+  EXPECT_EQ(run("detach --progress d1").err, "committing d1: 75.0 %\n");
+  EXPECT_EQ(run("detach d1").err, "");
 }
 
 TEST_F(Cowctl, ShowsWhatCowdRefused) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // A format for cowctl_test. Its store begins with a line, "toy ERRORS LEAKS\n", that
-// says what a check is to find; its map is 64 KiB from the store, 64 KiB from the base
+// says what a check is to find, or "toy ERRORS LEAKS MILLISECONDS\n", with the time that it
+// takes for its second half; its map is 64 KiB from the store, 64 KiB from the base
 // and 128 KiB of nothing, over and over.
 #include <utility>
 
@@ -73,20 +74,21 @@ class ToyImage : public Image {
   OpenRequest request_;
 };
 
+Task<> wait_for(std::chrono::milliseconds time) {
+  boost::asio::steady_timer timer(co_await boost::asio::this_coro::executor, time);
+  co_await timer.async_wait(boost::asio::use_awaitable);
+}
+
 Task<> create(CreateRequest request) {
-  if (request.options.contains("hang")) {
-    boost::asio::steady_timer never(co_await boost::asio::this_coro::executor,
-                                    std::chrono::hours(1));
-    co_await never.async_wait(boost::asio::use_awaitable);
-  }
+  if (request.options.contains("hang")) co_await wait_for(std::chrono::hours(1));
   for (const auto& [name, value] : request.options)
-    if (name != "errors" && name != "leaks")
+    if (name != "errors" && name != "leaks" && name != "milliseconds")
       throw Error(EINVAL, "There is no option " + name + ".");
-  char line[64];
-  std::snprintf(line, sizeof line, "toy %s %s\n", request.options["errors"].c_str(),
-                request.options["leaks"].c_str());
+  std::string line = "toy " + request.options["errors"] + ' ' + request.options["leaks"];
+  if (request.options.contains("milliseconds")) line += ' ' + request.options["milliseconds"];
+  line += '\n';
   std::vector<std::byte> block(request.top->block_size());
-  std::memcpy(block.data(), line, std::strlen(line));
+  std::memcpy(block.data(), line.data(), line.size());
   co_await request.top->write_at(0, block);
   co_await request.top->flush();
 }
@@ -103,8 +105,12 @@ Task<nlohmann::json> info(std::shared_ptr<Disk> top) {
 
 [[maybe_unused]] Task<CheckResult> check(CheckRequest request) {
   const std::string line = co_await read_line(request.top);
-  unsigned errors = 0, leaks = 0;
-  std::sscanf(line.c_str(), "toy %u %u", &errors, &leaks);
+  unsigned errors = 0, leaks = 0, milliseconds = 0;
+  std::sscanf(line.c_str(), "toy %u %u %u", &errors, &leaks, &milliseconds);
+  if (milliseconds > 0) {
+    request.progress(1, 2);
+    co_await wait_for(std::chrono::milliseconds(milliseconds));
+  }
   CheckResult result;
   (request.repair ? result.errors_fixed : result.errors) = errors;
   (request.repair ? result.leaks_fixed : result.leaks) = leaks;
@@ -119,7 +125,9 @@ constexpr FormatDescriptor describe() {
   format.name = TOY;
   format.description = "for a test";
   format.wants_base = true;
-  format.create_options = "errors=how many a check is to find\nleaks=the same\n";
+  format.create_options =
+      "errors=how many a check is to find\nleaks=the same\n"
+      "milliseconds=how long it takes\n";
   format.create = create;
   format.open = open;
   format.info = info;
