@@ -369,7 +369,7 @@ install-user: all $(call generated,$(install-files))
 	$(call install-all,644,$(INSTALL_UDEV_RULES),$(udevrulesdir))
 	$(call install-all,644,$(INSTALL_CONF),$(sysconfdir)/cowd)
 	$(call install-all,644,$(INSTALL_COMPLETIONS),$(datadir)/bash-completion/completions)
-	$(call install-all,644,$(INSTALL_DOCS) README COPYING,$(docdir))
+	$(call install-all,644,$(INSTALL_DOCS) README COPYING COPYING.LESSER,$(docdir))
 	$(call install-all,644,$(INSTALL_TMPFILES),$(prefix)/lib/tmpfiles.d)
 	$(call install-all,644,$(INSTALL_XL_EXAMPLES),$(docdir)/xl-config-examples)
 	$(call install-all,755,$(INSTALL_XEN_SCRIPTS),$(xenscriptdir))
@@ -391,11 +391,14 @@ install-dkms: $(call generated,$(INSTALL_DKMS))
 
 version = $(shell awk -F'[][]' '/^AC_INIT/ { print $$2 "-" $$4 }' configure.ac)
 
-# What git tracks, and configure, so that autoconf is not needed.
+# What git tracks, and configure, so that autoconf is not needed.  A tree that is not
+# git's own (an unpacked tarball, wherever it lies) has no list: there it is all but what
+# a build makes.
 dist: configure
 	$(quiet)rm -rf $(B)/dist && mkdir -p $(B)/dist/$(version)
-	$(quiet)if git rev-parse --git-dir >/dev/null 2>&1; then git ls-files -z; \
-	  else find . -path ./$(B) -prune -o -type f -print0; fi | \
+	$(quiet)if [[ "$$(git rev-parse --show-toplevel 2>/dev/null)" -ef . ]]; then git ls-files -z; \
+	  else find . $$(sed 's|^/\(.*[^/]\)/*$$|-path ./\1 -prune -o|' .gitignore) \
+	    -path ./.git -prune -o ! -type d -printf '%P\0'; fi | \
 	  tar --null -T - -cf - configure | tar -xf - -C $(B)/dist/$(version)
 	$(quiet)tar -C $(B)/dist --owner=0 --group=0 --sort=name -czf $(B)/$(version).tar.gz $(version)
 	$(quiet)rm -rf $(B)/dist
