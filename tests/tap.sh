@@ -6,7 +6,7 @@
 # A test says `ok NAME` or `not ok NAME - why` a line (a number after ok is no
 # matter), or it is a GoogleTest program, or it says neither and its exit status
 # is its one case.  A test that dies, that has nothing to say, or that skips
-# something has failed.
+# something has failed.  Its lines `# figure: ...` are shown whatever becomes of it.
 
 passed=0
 failed=0
@@ -24,6 +24,18 @@ count_case() {
 
 show_tail() {
 	tail -n "${2:-40}" "$1" | sed 's/^/    | /'
+}
+
+show_figures() {
+	sed -n 's/^# figure: /     /p' "$1"
+}
+
+# took WHAT SECONDS [MINUTES]: a line that says so, and that it should have been less; that
+# fails nothing, as a busy machine is no fault of the tree.
+took() {
+	local over=
+	((${3:-0} == 0 || $2 <= ${3:-0} * 60)) || over=': WARNING: longer than it should take'
+	echo "$1 took $2 s${3:+ of $3 min}$over"
 }
 
 # count_test NAME LOG STATUS SECONDS: counts what is in LOG, one line for all
@@ -57,9 +69,11 @@ count_test() {
 	failed=$((failed + bad))
 	if ((!bad)); then
 		printf 'ok   %-32s %4d passed %5d s\n' "$name" "$good" "$seconds"
+		show_figures "$log"
 		return
 	fi
 	printf 'FAIL %-32s %4d passed, %d failed%s %5d s\n' "$name" "$good" "$bad" "${why:+ ($why)}" "$seconds"
+	show_figures "$log"
 	while IFS= read -r line; do
 		printf '    %s\n' "$line"
 	done < <(grep -aE '^(not ok\b|\[  FAILED  \] [^ ]+\.[^ ]+ \(|\[  SKIPPED \] [^ ]+ \()' "$log" | head -20)

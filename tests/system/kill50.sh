@@ -25,7 +25,7 @@ blockload load /dev/mapper/disk "$WORK/state" --seed 3 --sync-every 12 >"$WORK/l
 load=$!
 killer /dev/mapper/disk $((2 * leaf)) "$leaf" "$kills" "$LOG" -- "${cowd_command[@]}" >"$WORK/kills" 2>&1
 status=$?
-sed 's/^/# /' "$WORK/kills"
+sed -e 's/^/# /' -e "s/^# $kills kills/# figure: $kills kills/" "$WORK/kills"
 if ((status == 0)) && grep -q "^$kills kills" "$WORK/kills"; then
 	ok "kill50: every probe was answered"
 else

@@ -25,6 +25,7 @@ transient-tool_LDLIBS := $(CORE_LDLIBS)
 build/tests/kernel/transient-tool: $(CORE_LIB)
 transient-stores.sh_TIMEOUT := 900
 backing-nbd.sh_TIMEOUT := 600
+demo.sh_TIMEOUT := 400
 fs-workload.sh_TIMEOUT := 480
 no-space.sh_TIMEOUT := 900
 backing-iscsi.sh_TIMEOUT := 600
