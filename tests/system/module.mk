@@ -23,6 +23,7 @@ transient-tool_SRCS   := tests/system/transient_tool.cc cowd/daemon/transient.cc
   formats/dscow/layout.cc formats/common/crc32c.cc formats/common/signatures.cc
 transient-tool_LDLIBS := $(CORE_LDLIBS)
 build/tests/kernel/transient-tool: $(CORE_LIB)
+log.sh_TIMEOUT := 200
 transient-stores.sh_TIMEOUT := 900
 backing-nbd.sh_TIMEOUT := 600
 demo.sh_TIMEOUT := 400
