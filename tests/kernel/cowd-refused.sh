@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# What cowd refuses, with a sentence, and that nothing is left of it: two cowd at once,
-# one store twice, garbage images, a full or read-only run directory.
+# What cowd refuses, with a sentence, and that nothing is left of it: two cowd at once, in one
+# run directory or over one store, one store twice, garbage images, a full or read-only run directory.
 
 # shellcheck source=tests/system/lib.sh
 . "$(dirname "$0")/../system/lib.sh"
@@ -42,7 +42,36 @@ refused "a base that is somebody's store" "store of one" \
 refused "a store that is somebody's base" "base of one" ctl attach --name two "raw:$(vol base)"
 check "a base may be shared" ctl attach --name two "dscow:$(vol cow2):$(vol base)"
 need ctl detach two
+
+# A cowd with a directory of its own knows nothing of the first one's devices: the claims of
+# the kernel, and the owner in the store, keep them apart.
+need truncate -s 48M "$WORK/store"
+in_file="dscow:$WORK/store:$(vol base)"
+need ctl create --force "$in_file"
+need ctl attach --name in-file "$in_file"
+first_run=$RUN first_cowd=$cowd_pid first_command=("${cowd_command[@]}")
+first() { RUN=$first_run ctl "$@"; }
+RUN=$WORK/another-run
+cowd_command=(cowd --foreground --run-dir "$RUN" --plugin-dir "$TOP/build/plugins")
+start_cowd
+refused "another cowd: the store of the first one's device" "is in use" ctl attach --name two "$store"
+refused "another cowd: the same as a raw disk" "is in use" ctl attach --name two "raw:$(vol cow)"
+refused "another cowd: its base, to be written" "is in use" ctl attach --name two "raw:$(vol base)"
+refused "another cowd: its store in a file" "already behind the loop device" ctl attach --name two "$in_file"
+refused "another cowd: its device's name" "one" ctl attach --name one "dscow:$(vol cow2):$(vol base)"
+refused "another cowd: to detach its device" "one" ctl detach one
+check "another cowd: a base may be shared" ctl attach --name two "dscow:$(vol cow2):$(vol base)"
+refused "the first cowd: the store of the other one's" "is in use" \
+	first attach --name three "dscow:$(vol cow2):$(vol base)"
+need ctl detach two
+check "another cowd: the first one serves on" dd if=/dev/mapper/one of=/dev/null bs=1M iflag=direct status=none
+need first detach one
+need first detach in-file
+check "another cowd: a store that the first let go" ctl attach --name one "$store"
 need ctl detach one
+check "another cowd: the store is clean" ctl check "$store"
+end_cowd TERM
+RUN=$first_run cowd_pid=$first_cowd cowd_command=("${first_command[@]}")
 
 refused "a store that is not there" "/dev/$VG/none" ctl attach "dscow:/dev/$VG/none:$(vol base)"
 need qemu-img create -q -f qcow "$WORK/odd" 197120
