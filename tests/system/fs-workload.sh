@@ -3,11 +3,12 @@
 #
 # A random file-system load of many processes, run once on an LV and once on dscow with
 # the same seed over a base that has a file system with files in it: the trees must be
-# the same, fsck clean, the base untouched.  In all modes, with both granules.
+# the same, fsck clean, the base untouched.  On both file systems, in all modes, with both
+# granules.
 
 # shellcheck source=tests/system/lib.sh
 . "$(dirname "$0")/lib.sh"
-processes=6 operations=250
+processes=6
 volumes base=320M plain=320M cow=352M
 start_cowd
 
@@ -18,10 +19,10 @@ fsck_of() {
 	esac
 }
 
-# load DEVICE SEED
+# load DEVICE SEED OPERATIONS, of each process
 load() {
 	need mount "$1" "$MNT"
-	fsload run "$MNT" "$2" "$processes" "$operations" || return 1
+	fsload run "$MNT" "$2" "$processes" "$3" || return 1
 	need umount "$MNT"
 }
 
@@ -46,7 +47,7 @@ same_tree() {
 one_disk() {
 	local name="fs-workload $1 $2 $3"
 	new_store cow base disk "$2" "$3"
-	check "$name: the load" load /dev/mapper/disk 2
+	check "$name: the load" load /dev/mapper/disk 2 100
 	if [[ $2 != transient ]]; then
 		reattach cow base disk "$2"
 	fi
@@ -59,21 +60,20 @@ one_disk() {
 make_base() {
 	wipefs -qa "$(vol base)"
 	need "mkfs.$1" -q "$(vol base)"
-	check "fs-workload $1: the load that fills the base" load "$(vol base)" 1
+	check "fs-workload $1: the load that fills the base" load "$(vol base)" 1 250
 	need dd if="$(vol base)" of="$(vol plain)" bs=1M oflag=direct status=none
 	base_sum=$(sum_of "$(vol base)")
 }
 
-# Each mode with both granules, and with both file systems.
-granule=4K
 for fs in ext4 xfs; do
 	make_base "$fs"
-	check "fs-workload $fs: the load on the LV" load "$(vol plain)" 2
+	check "fs-workload $fs: the load on the LV" load "$(vol plain)" 2 100
 	check "fs-workload $fs: fsck of the LV" fsck_of "$fs" "$(vol plain)"
 	tree_of "$(vol plain)" >"$WORK/tree-of-plain" || not_ok "fs-workload $fs: tree of the LV" "it cannot be read"
-	for mode in flush always transient; do
-		one_disk "$fs" "$mode" "$granule"
-		if [[ $granule == 4K ]]; then granule=64K; else granule=4K; fi
+	for granule in 4K 64K; do
+		for mode in flush always transient; do
+			one_disk "$fs" "$mode" "$granule"
+		done
 	done
 	if [[ $(sum_of "$(vol base)") == "$base_sum" ]]; then
 		ok "fs-workload $fs: the base is what it was"
