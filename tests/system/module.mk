@@ -8,12 +8,13 @@ long-system-tests := $(addprefix tests/system/,nbd-tls.sh backing-iscsi.sh many-
 LONG_KERNEL_TESTS += $(long-system-tests)
 KERNEL_TESTS += $(filter-out tests/system/lib.sh $(long-system-tests),$(system-tests))
 
-TEST_TOOLS += blockload blockplay fsload killer
+TEST_TOOLS += blockload blockplay fsload hog killer
 blockload_SRCS   := tests/system/blockload.cc tests/system/pattern.cc
 blockload_LDLIBS := -lpthread
 blockplay_SRCS   := tests/system/blockplay.cc
 blockplay_LDLIBS := -lpthread
 fsload_SRCS      := tests/system/fsload.cc tests/system/fstree.cc
+hog_SRCS         := tests/system/hog.cc
 killer_SRCS      := tests/system/killer.cc
 killer_LDLIBS    := -lpthread
 
@@ -23,11 +24,13 @@ transient-tool_SRCS   := tests/system/transient_tool.cc cowd/daemon/transient.cc
   formats/dscow/layout.cc formats/common/crc32c.cc formats/common/signatures.cc
 transient-tool_LDLIBS := $(CORE_LDLIBS)
 build/tests/kernel/transient-tool: $(CORE_LIB)
+huge.sh_TIMEOUT := 200
 log.sh_TIMEOUT := 200
 transient-stores.sh_TIMEOUT := 900
 backing-nbd.sh_TIMEOUT := 600
 demo.sh_TIMEOUT := 400
 fs-workload.sh_TIMEOUT := 480
+memory.sh_TIMEOUT := 400
 no-space.sh_TIMEOUT := 900
 backing-iscsi.sh_TIMEOUT := 600
 nbd-tls.sh_TIMEOUT := 300
