@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <regex>
 #include <sstream>
@@ -80,6 +81,27 @@ TEST(Config, ExampleAndManPageNameTheKeysOfTheParser) {
   EXPECT_EQ(keys_in("packaging/examples/cowd.toml", R"(\[(\w+)\])", R"(#(\w+) = .*)"),
             config_keys());
   EXPECT_EQ(keys_in("docs/man/cowd.toml.5", R"(\.SH \[(\w+)\])", R"(\.B (\w+))"), config_keys());
+}
+
+// A line of the example is the default of the document, or stands below a comment on it.
+TEST(Config, ExampleHasTheDefaultsOrSaysWhatTheyAre) {
+  std::istringstream document(read_file("docs/configuration.md"));
+  std::istringstream example(read_file("packaging/examples/cowd.toml"));
+  std::map<std::string, std::string> defaults;
+  std::string line, before, table;
+  std::smatch match;
+  while (std::getline(document, line))
+    if (std::regex_match(line, match, std::regex(R"(\| `(\w+\.\w+)` \| (.*?) \| .*)")))
+      defaults[match[1]] = match[2];
+  EXPECT_EQ(defaults.size(), config_keys().size());
+  for (; std::getline(example, line); before = line) {
+    if (std::regex_match(line, match, std::regex(R"(\[(\w+)\])"))) table = match[1];
+    if (!std::regex_match(line, match, std::regex(R"(#(\w+) = (.*))"))) continue;
+    const std::string value = "`" + match[2].str() + "`";
+    const std::string said = defaults[table + "." + match[1].str()];
+    EXPECT_TRUE(value == said || before.starts_with("# By default "))
+        << line << " is not the default, " << said;
+  }
 }
 
 TEST(Config, ExampleIsRightAlsoWithoutItsCommentSigns) {
