@@ -3,25 +3,16 @@
  * The registry: one dmu_device a mapped device that has, or is about to get, a
  * table of ours. It holds no reference on the mapped device; its tables hold it.
  */
-#include <linux/dm-kcopyd.h>
-#include <linux/hash.h>
 #include <linux/module.h>
 #include <linux/sched/mm.h>
 #include <linux/slab.h>
 
 #include "dmu.h"
 
-/*
- * kcopyd clients reserve 512 KiB each, so devices share these: a fixed cost, and
- * none to make on the I/O path. A client takes further pages while there are any.
- */
-#define DMU_KCOPYD_CLIENTS 8
-
 static LIST_HEAD(registry);
 static DEFINE_MUTEX(registry_lock);
 /* For bios whose copies are done. Not a device's: its worker may wait for them. */
 struct workqueue_struct *dmu_copied_wq;
-static struct dm_kcopyd_client *kcopyd[DMU_KCOPYD_CLIENTS];
 static struct kmem_cache *extent_cache;
 static struct kmem_cache *leaf_cache;
 static struct kmem_cache *promotion_cache;
@@ -35,6 +26,7 @@ static void dmu_device_free(struct dmu_device *dev)
 		dmu_promotion_free(dev, p);
 	if (dev->wq)
 		destroy_workqueue(dev->wq);
+	dmu_kcopyd_put(dev);
 	mempool_exit(&dev->invalidation_pool);
 	mempool_exit(&dev->leaf_pool);
 	mempool_exit(&dev->extent_pool);
@@ -87,7 +79,6 @@ static struct dmu_device *dmu_device_alloc(struct mapped_device *md, const char 
 	dev->md = md;
 	dev->devt = disk_devt(dm_disk(md));
 	strscpy(dev->key, key, sizeof(dev->key));
-	dev->kcopyd = kcopyd[hash_32(dev->devt, ilog2(DMU_KCOPYD_CLIENTS))];
 	dev->inflight = alloc_percpu(struct dmu_inflight);
 	if (!dev->inflight)
 		goto err;
@@ -278,8 +269,6 @@ void dmu_leaf_put(struct dmu_leaf *leaf)
 
 int __init dmu_device_init(void)
 {
-	int i;
-
 	extent_cache = KMEM_CACHE(dmu_extent, 0);
 	/* The daemon's bits are copied straight in. */
 	leaf_cache = KMEM_CACHE_USERCOPY(dmu_leaf, 0, bits);
@@ -289,13 +278,8 @@ int __init dmu_device_init(void)
 	dmu_copied_wq = alloc_workqueue("dmu-copied", WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
 	if (!dmu_copied_wq)
 		goto err;
-	for (i = 0; i < DMU_KCOPYD_CLIENTS; i++) {
-		struct dm_kcopyd_client *kc = dm_kcopyd_client_create(NULL);
-
-		if (IS_ERR(kc))
-			goto err;
-		kcopyd[i] = kc;
-	}
+	if (dmu_kcopyd_init())
+		goto err;
 	return 0;
 err:
 	dmu_device_exit();
@@ -304,12 +288,8 @@ err:
 
 void dmu_device_exit(void)
 {
-	int i;
-
 	rcu_barrier();
-	for (i = 0; i < DMU_KCOPYD_CLIENTS; i++)
-		if (kcopyd[i])
-			dm_kcopyd_client_destroy(kcopyd[i]);
+	dmu_kcopyd_exit();
 	if (dmu_copied_wq)
 		destroy_workqueue(dmu_copied_wq);
 	kmem_cache_destroy(promotion_cache);

@@ -287,9 +287,9 @@ static bool dmu_discards(struct dmu_io *io, const struct dmu_side *to)
 	return bdev_max_discard_sectors(io->t->dests[to->dest].dm->bdev);
 }
 
-static void dmu_submit(struct bio *bio, struct dmu_promotion *p, const struct dmu_plan *plan)
+static void dmu_submit(struct bio *bio, struct dmu_promotion *p)
 {
-	if (!p || !dmu_promote_copies(p, plan, bio))
+	if (!p || !dmu_promote_copies(p, bio))
 		submit_bio_noacct(bio);
 }
 
@@ -329,7 +329,7 @@ static enum dmu_step dmu_step(struct dmu_io *io)
 	}
 	io->flags |= dmu_sync_flags(&plan, op);
 	piece = dmu_carve(io, plan.len, phase, &plan.to, p);
-	dmu_submit(piece, p, &plan);
+	dmu_submit(piece, p);
 	return piece == bio ? DMU_OUT : DMU_ON;
 here:
 	if (plan.verdict == DMU_ZEROES)
@@ -365,11 +365,6 @@ void dmu_copied(struct dmu_promotion *p)
 	spin_unlock_irqrestore(&dev->lock, irq);
 }
 
-/*
- * A copy that could not be written may have met a full destination, which kcopyd
- * cannot say. So the write goes out all the same: its granule is not promoted,
- * nobody reads it, and if there is no room its own error says so (K14).
- */
 void dmu_copied_work(struct work_struct *work)
 {
 	struct dmu_device *dev = container_of(work, struct dmu_device, copied_work);
@@ -383,7 +378,9 @@ void dmu_copied_work(struct work_struct *work)
 	list_for_each_entry_safe(p, next, &copied, list) {
 		struct bio *bio = p->bio;
 
-		if (!p->read_failed) {
+		if (p->status && dmu_promote_copies_failed(p))
+			continue;
+		if (!p->status) {
 			submit_bio_noacct(bio);
 			continue;
 		}
@@ -455,7 +452,7 @@ static int dmu_map_promote(struct dmu_io *io, struct bio *bio, struct dmu_plan *
 	io->flags |= dmu_sync_flags(plan, bio_op(bio));
 	io->to = plan->to;
 	dmu_aim(io, bio, &plan->to);
-	return dmu_promote_copies(p, plan, bio) ? DM_MAPIO_SUBMITTED : DM_MAPIO_REMAPPED;
+	return dmu_promote_copies(p, bio) ? DM_MAPIO_SUBMITTED : DM_MAPIO_REMAPPED;
 }
 
 static int dmu_map_data(struct dmu_io *io, struct bio *bio)
@@ -522,6 +519,8 @@ int dmu_map(struct dm_target *ti, struct bio *bio)
 	io->promotion = NULL;
 	io->answer = NULL;
 	io->phase = DMU_NO_PHASE;
+	io->to.dest = DMU_DEST_NONE;
+	io->to.sector = 0;
 	io->flags = 0;
 	io->status = BLK_STS_OK;
 	io->seq = 0;

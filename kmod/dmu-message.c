@@ -6,6 +6,7 @@
  */
 #include <linux/bitmap.h>
 #include <linux/blkdev.h>
+#include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
@@ -353,6 +354,13 @@ static struct dmu_extent *leaf_place(struct dmu_device *dev, const struct dmu_ms
 	return e;
 }
 
+/* What a volatile overlay has promoted is known only here. */
+static void leaf_keep(const struct dmu_extent *e, struct dmu_leaf *leaf)
+{
+	if ((e->flags & DMU_F_VOLATILE) && !bitmap_empty(leaf->bits, DMU_LEAF_GRANULES))
+		leaf->keep = true;
+}
+
 static int bitmap_locked(struct dmu_device *dev, const struct dmu_msg *m, struct dmu_leaf *leaf,
 			 u32 granules)
 {
@@ -380,12 +388,11 @@ static int bitmap_locked(struct dmu_device *dev, const struct dmu_msg *m, struct
 		return -ESTALE;
 	if (old) {
 		bitmap_or(old->bits, old->bits, leaf->bits, granules);
+		leaf_keep(e, old);
 	} else if (dev->nr_extents + dev->nr_leaves < dev->max_extents || dmu_evict(dev) || item) {
 		refcount_inc(&leaf->c.ref);
 		dmu_leaf_insert(dev, e, leaf, index);
-		/* What a volatile overlay has promoted is known only here. */
-		leaf->keep = (e->flags & DMU_F_VOLATILE) &&
-			     !bitmap_empty(leaf->bits, DMU_LEAF_GRANULES);
+		leaf_keep(e, leaf);
 	} else {
 		return -E2BIG;
 	}
@@ -447,6 +454,15 @@ static int msg_bitmap(struct dmu_device *dev, const struct dmu_msg *m)
 	return r;
 }
 
+/*
+ * The payload was not in memory and the daemon was killed while it was fetched: it
+ * has not answered, and the next daemon is asked.
+ */
+static bool was_killed(int error)
+{
+	return error == -EFAULT && fatal_signal_pending(current);
+}
+
 static int msg_data(struct dmu_device *dev, const struct dmu_msg *m)
 {
 	struct dmu_item *item;
@@ -480,14 +496,14 @@ static int msg_data(struct dmu_device *dev, const struct dmu_msg *m)
 		if (r)
 			break;
 	}
-	if (r) {
+	if (r && !was_killed(r)) {
 		dmu_abort_all(&ios, BLK_STS_IOERR);
 		return r;
 	}
 	spin_lock_irq(&dev->lock);
-	dmu_run_list(dev, &ios);
+	dmu_run_list(dev, &ios);	/* what has no data asks again */
 	spin_unlock_irq(&dev->lock);
-	return 0;
+	return r;
 }
 
 /* Some statuses ask the layers above to try again, which a daemon cannot mean. */
@@ -671,7 +687,7 @@ int dmu_message(struct dmu_device *dev, const struct dmu_msg *m)
 	if (READ_ONCE(dev->gone))
 		return -ENODEV;
 	r = dmu_message_one(dev, m);
-	if (!r || r == -ENOMEM || r == -ENOENT || !m->id || !is_answer(m->type))
+	if (!r || r == -ENOMEM || r == -ENOENT || !m->id || !is_answer(m->type) || was_killed(r))
 		return r;
 	/* A bad answer is an answer: the bios fail (K1). */
 	spin_lock_irq(&dev->lock);

@@ -103,6 +103,11 @@ void dmu_ask(struct dmu_io *io, u32 type, u32 flags, u64 start, u64 len)
 		goto end;
 	if (!dmu_may_park(dev, &status))
 		goto end;
+	/* A suspend that flushes cannot wait for somebody to make room. */
+	if (type == DMU_MSG_ERROR && dev->flushing_suspend) {
+		status = BLK_STS_NOSPC;
+		goto end;
+	}
 	if (!held && dmu_wait_for_promotion(dev, io, start, len)) {
 		spin_unlock_irqrestore(&dev->lock, irq);
 		return;
@@ -239,6 +244,20 @@ void dmu_items_take_all(struct dmu_device *dev, struct list_head *ios)
 	list_for_each_entry_safe(item, next, &dev->queue, list)
 		dmu_item_take(dev, item, ios);
 	list_splice_tail_init(&dev->promote_waiters, ios);
+}
+
+/* Who waits for room. */
+void dmu_items_take_errors(struct dmu_device *dev, struct list_head *ios)
+{
+	struct list_head *lists[] = { &dev->sent, &dev->queue };
+	struct dmu_item *item, *next;
+	unsigned int i;
+
+	lockdep_assert_held(&dev->lock);
+	for (i = 0; i < ARRAY_SIZE(lists); i++)
+		list_for_each_entry_safe(item, next, lists[i], list)
+			if (item->type == DMU_MSG_ERROR)
+				dmu_item_take(dev, item, ios);
 }
 
 /* Who waits for a commit that has come. The destinations were flushed before they asked. */

@@ -12,6 +12,7 @@
  * Volatile promotions are remembered by their bits alone, for ever.
  */
 #include <linux/bitmap.h>
+#include <linux/blkdev.h>
 #include <linux/dm-kcopyd.h>
 
 #include "dmu.h"
@@ -50,6 +51,8 @@ void dmu_promotion_free(struct dmu_device *dev, struct dmu_promotion *p)
 	unsigned long irq;
 
 	mempool_free(p, &dev->promotions);
+	/* Pairs with the barrier in dmu_wait_for_promotions. */
+	smp_mb();
 	if (list_empty_careful(&dev->promote_waiters))
 		return;
 	spin_lock_irqsave(&dev->lock, irq);
@@ -142,6 +145,28 @@ static enum dmu_begin dmu_wait_on(struct dmu_device *dev, struct dmu_io *io,
 	return DMU_PARKED;
 }
 
+/*
+ * Until the daemon has caught up, or *p, a record, is to be had: who frees one does not
+ * take the lock to see that nobody waits, so the last look is after the io is listed.
+ */
+static enum dmu_begin dmu_wait_for_promotions(struct dmu_device *dev, struct dmu_io *io,
+					      struct dmu_promotion **p)
+{
+	enum dmu_begin r;
+
+	dmu_promoted_due(dev);
+	r = dmu_wait_on(dev, io, &dev->promote_waiters, true);
+	if (r != DMU_PARKED || *p)
+		return r;
+	/* Pairs with the barrier in dmu_promotion_free. */
+	smp_mb();
+	*p = dmu_promotion_alloc(dev);
+	if (!*p)
+		return r;
+	list_del(&io->list);
+	return DMU_AGAIN;
+}
+
 enum dmu_begin dmu_promote_begin(struct dmu_io *io, struct dmu_plan *plan,
 				 struct dmu_promotion **out)
 {
@@ -162,11 +187,15 @@ enum dmu_begin dmu_promote_begin(struct dmu_io *io, struct dmu_plan *plan,
 		goto out;
 	}
 	if (!p || (!(plan->map.flags & DMU_F_VOLATILE) && dmu_is_behind(dev))) {
-		dmu_promoted_due(dev);
-		r = dmu_wait_on(dev, io, &dev->promote_waiters, true);
+		r = dmu_wait_for_promotions(dev, io, &p);
 		goto out;
 	}
 	plan->len = min_t(u64, plan->len, end - plan->start);
+	/* Copies may have to wait for a job of kcopyd's. */
+	if ((io->flags & DMU_IO_NOWAIT) && plan->len < end - start) {
+		r = DMU_WOULD_PARK;
+		goto out;
+	}
 	dmu_promotion_setup(p, dev, io, plan);
 	p->range.start = start;
 	p->range.last = end - 1;
@@ -174,6 +203,9 @@ enum dmu_begin dmu_promote_begin(struct dmu_io *io, struct dmu_plan *plan,
 	p->granules = granules;
 	p->to.dest = plan->map.write.dest;
 	p->to.sector = plan->map.write.sector + (start - plan->map.start);
+	p->from = plan->map.read;
+	if (p->from.dest < DMU_DEST_ZERO)
+		p->from.sector += start - plan->map.start;
 	plan->to.dest = p->to.dest;
 	plan->to.sector = p->to.sector + (plan->start - start);
 	dmu_range_insert(&p->range, &dev->busy);
@@ -199,54 +231,109 @@ static void dmu_copy_done(int read_err, unsigned long write_err, void *context)
 		dmu_copied(p);
 }
 
-/* Brings virtual [start, end) to the write side. */
-static void dmu_copy(struct dmu_promotion *p, const struct dmu_map *map, u64 start, u64 end)
+/* Brings [first, end), in sectors of p's granules, to the write side. */
+static void dmu_copy(struct dmu_promotion *p, u64 first, u64 end)
 {
-	struct dmu_device *dev = p->dev;
+	struct dm_kcopyd_client *kc = dmu_kcopyd(p->dev);
 	struct dmu_dest *dests = p->io->t->dests;
 	struct dm_io_region to = {
-		.bdev = dests[map->write.dest].dm->bdev,
-		.sector = map->write.sector + (start - map->start),
-		.count = end - start,
+		.bdev = dests[p->to.dest].dm->bdev,
+		.sector = p->to.sector + first,
+		.count = end - first,
 	};
 	struct dm_io_region from;
 
 	atomic_inc(&p->copies);
-	if (map->read.dest == DMU_DEST_ZERO) {
-		dm_kcopyd_zero(dev->kcopyd, 1, &to, 0, dmu_copy_done, p);
+	if (p->from.dest == DMU_DEST_ZERO) {
+		dm_kcopyd_zero(kc, 1, &to, 0, dmu_copy_done, p);
 		return;
 	}
-	from.bdev = dests[map->read.dest].dm->bdev;
-	from.sector = map->read.sector + (start - map->start);
+	from.bdev = dests[p->from.dest].dm->bdev;
+	from.sector = p->from.sector + first;
 	from.count = to.count;
-	dm_kcopyd_copy(dev->kcopyd, &from, 1, &to, 0, dmu_copy_done, p);
+	dm_kcopyd_copy(kc, &from, 1, &to, 0, dmu_copy_done, p);
+}
+
+/* What the bio of p, aimed already, does not cover: [0, *before) and [*after, *len). */
+static void dmu_copied_runs(const struct dmu_promotion *p, const struct bio *bio, u64 *before,
+			    u64 *after, u64 *len)
+{
+	*before = bio->bi_iter.bi_sector - p->to.sector;
+	*after = *before + bio_sectors(bio);
+	*len = p->range.last - p->range.start + 1;
+}
+
+static void dmu_start_copies(struct dmu_promotion *p)
+{
+	u64 before, after, len;
+
+	dmu_copied_runs(p, p->bio, &before, &after, &len);
+	atomic_set(&p->copies, 1);
+	if (before)
+		dmu_copy(p, 0, before);
+	if (after < len)
+		dmu_copy(p, after, len);
+	if (atomic_dec_and_test(&p->copies))
+		dmu_copied(p);
 }
 
 /*
- * Starts the copies of what the write of plan does not cover of its granules. True
- * if there are any: bio goes out when they are done, or fails with them.
+ * Starts the copies of what bio does not cover of its granules. True if there are
+ * any: bio goes out when they are done, or fails with them.
  */
-bool dmu_promote_copies(struct dmu_promotion *p, const struct dmu_plan *plan, struct bio *bio)
+bool dmu_promote_copies(struct dmu_promotion *p, struct bio *bio)
 {
-	u64 start = p->range.start, end = p->range.last + 1;
-	u64 write_end = plan->start + plan->len;
-	bool before = plan->start > start, after = write_end < end;
+	u64 before, after, len;
 	unsigned long irq;
 
-	if (!before && !after)
+	dmu_copied_runs(p, bio, &before, &after, &len);
+	if (!before && after == len)
 		return false;
 	spin_lock_irqsave(&p->dev->lock, irq);
-	p->dev->n.copies += before + after;
-	p->dev->n.copied_sectors += end - start - plan->len;
+	p->dev->n.copies += !!before + (after < len);
+	p->dev->n.copied_sectors += len - bio_sectors(bio);
 	spin_unlock_irqrestore(&p->dev->lock, irq);
 	p->bio = bio;
-	atomic_set(&p->copies, 1);
-	if (before)
-		dmu_copy(p, &plan->map, start, plan->start);
-	if (after)
-		dmu_copy(p, &plan->map, write_end, end);
-	if (atomic_dec_and_test(&p->copies))
-		dmu_copied(p);
+	dmu_start_copies(p);
+	return true;
+}
+
+static int dmu_zero_run(struct dmu_promotion *p, u64 first, u64 end)
+{
+	struct block_device *to = p->io->t->dests[p->to.dest].dm->bdev;
+
+	if (first == end)
+		return 0;
+	return blkdev_issue_zeroout(to, p->to.sector + first, end - first, GFP_NOIO,
+				    BLKDEV_ZERO_NOUNMAP);
+}
+
+/*
+ * kcopyd says that it could not write, not why. A full destination is waited for
+ * (K14), a broken one is not; so the same run is written with zeroes, which nobody
+ * reads before the granule is promoted, and that tells. Where it works (there is room
+ * again, or the destination takes zeroes only as data) zeroes are what was wanted, or
+ * it is copied again, once. True if p is no longer the caller's; else p->status says
+ * what to do with its bio.
+ */
+bool dmu_promote_copies_failed(struct dmu_promotion *p)
+{
+	u64 before, after, len;
+	int r;
+
+	if (p->read_failed || p->again)
+		return false;
+	dmu_copied_runs(p, p->bio, &before, &after, &len);
+	r = dmu_zero_run(p, 0, before) ?: dmu_zero_run(p, after, len);
+	if (r) {
+		p->status = errno_to_blk_status(r);
+		return false;
+	}
+	p->status = BLK_STS_OK;
+	if (p->from.dest == DMU_DEST_ZERO)
+		return false;
+	p->again = true;
+	dmu_start_copies(p);
 	return true;
 }
 

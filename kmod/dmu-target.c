@@ -243,6 +243,7 @@ static void dmu_presuspend(struct dm_target *ti)
 	struct dmu_target *t = ti->private;
 	struct dmu_device *dev = t->dev;
 	LIST_HEAD(ios);
+	LIST_HEAD(full);
 
 	spin_lock_irq(&dev->lock);
 	if (dm_noflush_suspending(ti)) {
@@ -251,9 +252,11 @@ static void dmu_presuspend(struct dm_target *ti)
 	} else {
 		dev->flushing_suspend = true;
 		dmu_no_daemon(dev);
+		dmu_items_take_errors(dev, &full);
 	}
 	spin_unlock_irq(&dev->lock);
 	dmu_abort_all(&ios, BLK_STS_DM_REQUEUE);
+	dmu_abort_all(&full, BLK_STS_NOSPC);
 }
 
 static void dmu_resume_modes(struct dmu_device *dev)

@@ -151,6 +151,7 @@ struct dmu_promotion {
 	struct dmu_leaf *leaf;
 	struct dmu_io *io;
 	struct bio *bio;		/* to be submitted after the copies */
+	struct dmu_side from;		/* of range.start: what copies read */
 	struct dmu_side to;		/* of range.start */
 	u64 seq;
 	u64 granules;
@@ -161,6 +162,7 @@ struct dmu_promotion {
 	bool closed;			/* a flush counts on seq: nothing may be merged in */
 	atomic_t copies;
 	bool read_failed;		/* of the copies */
+	bool again;			/* they are made a second time */
 	blk_status_t status;
 	unsigned long since;		/* jiffies */
 };
@@ -332,7 +334,7 @@ struct dmu_device {
 	bool replay_more;		/* it does go on */
 	wait_queue_head_t readable;
 
-	struct dm_kcopyd_client *kcopyd;
+	struct dm_kcopyd_client *kcopyd;	/* NULL before the first copy; no lock */
 	struct bio_set bs;
 	mempool_t promotions;
 	mempool_t extent_pool;
@@ -349,6 +351,12 @@ struct dmu_device *dmu_device_get(struct dm_target *ti, const char *key);
 void dmu_device_put_table(struct dmu_device *dev);
 struct dmu_device *dmu_device_find(const char *key, dev_t devt);
 void dmu_device_put(struct dmu_device *dev);
+
+/* dmu-kcopyd.c: never waits; put: the device copies no more, may sleep. */
+int dmu_kcopyd_init(void);
+void dmu_kcopyd_exit(void);
+struct dm_kcopyd_client *dmu_kcopyd(struct dmu_device *dev);
+void dmu_kcopyd_put(struct dmu_device *dev);
 
 /* dmu-extent.c. Under lock unless said otherwise. */
 /* RCU only. Else *next is where the next extent begins. */
@@ -391,7 +399,8 @@ enum dmu_begin {
 
 enum dmu_begin dmu_promote_begin(struct dmu_io *io, struct dmu_plan *plan,
 				 struct dmu_promotion **out);	/* RCU */
-bool dmu_promote_copies(struct dmu_promotion *p, const struct dmu_plan *plan, struct bio *bio);
+bool dmu_promote_copies(struct dmu_promotion *p, struct bio *bio);
+bool dmu_promote_copies_failed(struct dmu_promotion *p);	/* may wait */
 void dmu_promote_end(struct dmu_promotion *p, bool ok);		/* any context */
 void dmu_promote_plain(struct dmu_device *dev, struct dmu_promotion *p,
 		       const struct dmu_extent *e);		/* under lock */
@@ -440,6 +449,7 @@ void dmu_item_take(struct dmu_device *dev, struct dmu_item *item, struct list_he
 bool dmu_item_pop(struct dmu_device *dev, struct dmu_msg *msg);
 void dmu_items_requeue_sent(struct dmu_device *dev);
 void dmu_items_reask(struct dmu_device *dev, u64 start, u64 last);
+void dmu_items_take_errors(struct dmu_device *dev, struct list_head *ios);
 void dmu_items_take_flushes(struct dmu_device *dev, u64 seq, struct list_head *ios);
 void dmu_items_take_all(struct dmu_device *dev, struct list_head *ios);
 unsigned int dmu_items_waiting(struct dmu_device *dev, unsigned int *bios);

@@ -136,6 +136,29 @@ Loop::~Loop() {
   unlink(file_.c_str());
 }
 
+Scsi::Scsi(const std::vector<std::string>& options) {
+  std::vector<std::string> load{"modprobe", "scsi_debug"};
+  load.insert(load.end(), options.begin(), options.end());
+  run(load);
+  const std::string block = "ls -d /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/* 2>/dev/null || true";
+  EVENTUALLY(!(device_ = run({"sh", "-c", block})).empty());
+  device_.erase(device_.find('\n'));
+  path_ = "/dev/" + device_.substr(device_.rfind('/') + 1);
+  EVENTUALLY(access(path_.c_str(), F_OK) == 0);
+  run({"udevadm", "settle"});  // it looks at each new disk
+}
+
+Scsi::~Scsi() {
+  int status = 0;
+  run({"udevadm", "settle"}, &status);
+  run({"modprobe", "-r", "scsi_debug"}, &status);
+}
+
+// In jiffies, of which Debian's kernels have 250 a second.
+void Scsi::slow(Ms each) { write_file("/sys/bus/pseudo/drivers/scsi_debug/delay", std::to_string(each.count() / 4)); }
+
+void Scsi::pull() { write_file(device_ + "/device/delete", "1"); }
+
 Dm::Dm(const std::string& what, const std::string& table) : name_(unique_name(what)) {
   path_ = "/dev/mapper/" + name_;
   run({"dmsetup", "create", name_, "--table", table});

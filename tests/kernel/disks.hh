@@ -6,6 +6,9 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
+
+#include "tests/kernel/case.hh"
 
 namespace dmutest {
 
@@ -66,6 +69,20 @@ class Loop : public Disk {
 
  private:
   std::string file_;
+};
+
+// A disk of scsi_debug, a module that is loaded with `options` for it: one at a time.
+class Scsi : public Disk {
+ public:
+  explicit Scsi(const std::vector<std::string>& options);
+  ~Scsi() override;
+  // From here on each command takes this long. None may be under way.
+  void slow(Ms each);
+  // Pulls it out, whoever uses it.
+  void pull();
+
+ private:
+  std::string device_;  // in sysfs
 };
 
 // A dm device with a table of dmsetup's syntax (lines end with '\n').

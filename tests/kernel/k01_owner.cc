@@ -1,7 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // K1: no path leaves a bio without an owner. What has no answer when a channel
 // closes is delivered to the next; FAIL and bad answers complete the bios.
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <cerrno>
+#include <cstdio>
+#include <thread>
 
 #include "tests/kernel/target.hh"
 
@@ -143,6 +155,97 @@ CASE(k01_many_in_every_state_survive_ten_daemons) {
     channel.send(map_plain(fault.id, fault.sector, fault.len, 1, fault.sector));
   }
   for (Io& io : writes) CHECK_EQ(io.result(), 8 * 512);
+}
+
+CASE(k01_done_of_a_write_in_pieces_names_no_place) {
+  Rig rig;
+  Channel channel(*rig.target);
+  Io write = rig.file->write(0, 64, kNew);
+  for (uint64_t at = 0; at < 64; at += 16) {
+    dmu_msg map = map_plain(channel.expect(DMU_MSG_FAULT).id, at, 16, 1, at);
+    map.flags = DMU_F_SYNC;
+    channel.send(map);
+  }
+  dmu_msg done = channel.expect(DMU_MSG_DONE);
+  CHECK_EQ(done.sector, 0U);
+  CHECK_EQ(done.len, 64U);
+  CHECK_EQ(done.write_dest, DMU_DEST_NONE);
+  CHECK_EQ(done.write_sector, 0U);
+  channel.send(dmu_msg_ack(done.id));
+  CHECK_EQ(write.result(), 64 * 512);
+  CHECK_READS(*rig.file, 0, 64, kNew);
+}
+
+namespace {
+
+// A page that nobody ever fills: the kernel waits where it reads it, and a byte goes to `waits`.
+void* page_for_ever(int waits) {
+  const auto size = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  void* page = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  const int fd = static_cast<int>(syscall(SYS_userfaultfd, O_CLOEXEC));
+  uffdio_api api{};
+  api.api = UFFD_API;
+  uffdio_register reg{};
+  reg.range = {reinterpret_cast<uintptr_t>(page), size};
+  reg.mode = UFFDIO_REGISTER_MODE_MISSING;
+  if (page == MAP_FAILED || fd < 0 || ioctl(fd, UFFDIO_API, &api) || ioctl(fd, UFFDIO_REGISTER, &reg))
+    FAIL("userfaultfd failed");
+  std::thread([fd, waits] {
+    pollfd fault{fd, POLLIN, 0};
+    poll(&fault, 1, -1);
+    if (write(waits, "", 1) != 1) _exit(1);
+  }).detach();
+  return page;
+}
+
+// A daemon that answers the first FAULT of the device, or the question for bits that
+// comes after an overlay, from such a page.
+[[noreturn]] void answer_for_ever(const Target& target, bool bits, int waits) {
+  try {
+    Channel channel(target);
+    dmu_msg fault = channel.expect(DMU_MSG_FAULT);
+    if (bits) {
+      channel.send(map_overlay(fault.id, kSize, 0, kGranule));
+      fault = channel.expect(DMU_MSG_FAULT);
+    }
+    const void* page = page_for_ever(waits);
+    channel.try_send(bits ? dmu_msg_bitmap(fault.id, 0, fault.sector, fault.len, page, kSize / kGranule / 8)
+                          : dmu_msg_data(fault.id, fault.sector, page, 4096));
+  } catch (const Failure& failure) {
+    fprintf(stderr, "%s\n", failure.what());
+  }
+  _exit(1);
+}
+
+}  // namespace
+
+// A daemon that is killed while its answer is being fetched has not answered.
+CASE(k01_answer_of_a_killed_daemon_is_none) {
+  for (const bool bits : {false, true}) {
+    Rig rig;
+    Io read = rig.file->read(0, 8);
+    int waits[2];
+    CHECK_EQ(pipe2(waits, O_CLOEXEC), 0);
+    const pid_t daemon = fork();
+    if (daemon == 0) answer_for_ever(*rig.target, bits, waits[1]);
+    close(waits[1]);
+    pollfd event{waits[0], POLLIN, 0};
+    CHECK_EQ(poll(&event, 1, static_cast<int>(kSoon.count())), 1);
+    CHECK(event.revents & POLLIN);
+    kill(daemon, SIGKILL);
+    int status = 0;
+    CHECK_EQ(waitpid(daemon, &status, 0), daemon);
+    CHECK(WIFSIGNALED(status));
+    close(waits[0]);
+    CHECK(!read.done());
+    Channel next(*rig.target);
+    dmu_msg fault = next.expect(DMU_MSG_FAULT);
+    if (fault.flags & DMU_F_LEAF)
+      next.send(dmu_msg_bitmap(fault.id, 0, fault.sector, fault.len, nullptr, 0));
+    else
+      next.send(map_plain(fault.id, 0, kSize, 1, 0));
+    CHECK_EQ(read.result(), 8 * 512);
+  }
 }
 
 CASE(k01_fail_completes_with_its_error) {

@@ -181,6 +181,29 @@ CASE_WITHIN(k02_restart_of_the_daemon_under_memory_pressure, 180'000) {
   second.check();
 }
 
+// A device over another one of ours: where one copies, the other one does, in the same thread.
+CASE_WITHIN(k02_stacked_devices_copy_with_hardly_any_memory, 180'000) {
+  Rig lower;
+  CowStore lower_store, upper_store;
+  lower_store.granule = upper_store.granule = 64;
+  Path below(lower.target->path());
+  Ram base;
+  fill_disk(base.path(), 0, kSize, kBase);
+  Cow lower_cow(*lower.target, lower_store);
+  Target upper(kSize, {{&base, true}, {&below, false}});
+  Cow upper_cow(upper, upper_store);
+  File file(upper.path());
+  Hog hog(24 * 1024);
+  hog.wait_until_full();
+  Flood flood(file, kFlood, true);
+  flood.wait();
+  CHECK_READS(file, 0, kFlood * 8, kNew);
+  upper_cow.kill();
+  upper_cow.check();
+  lower_cow.kill();
+  lower_cow.check();
+}
+
 // A kcopyd client alone has 512 KiB: it is made when something is copied.
 CASE_WITHIN(k02_idle_devices_cost_little, 180'000) {
   constexpr int kDevices = 24;

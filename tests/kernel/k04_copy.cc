@@ -2,6 +2,7 @@
 // K4: a failed copy fails the bio and installs nothing. A write that covers a
 // whole granule copies nothing.
 #include <cerrno>
+#include <vector>
 
 #include "tests/kernel/target.hh"
 
@@ -121,6 +122,36 @@ CASE(k04_rest_of_a_granule_over_nothing_is_zeroed) {
   CHECK_READS(*rig.file, 0, 8, kZeroes);
   CHECK_READS(*rig.file, 8, 8, kNew);
   CHECK_READS(*rig.file, 16, 4 * kBig - 16, kZeroes);
+}
+
+// The kernel's copier sleeps where a disk takes no more commands: that of one device only.
+CASE_WITHIN(k04_a_base_that_hangs_holds_up_no_other_device, 120'000) {
+  constexpr int kOthers = 24;
+  // One command at a time: who submits the next one sleeps until it has ended.
+  Scsi hangs({"dev_size_mb=16", "max_queue=1", "delay=0"});
+  Ram base, cow;
+  struct Device {
+    Device(const Disk& from, const Disk& to) : target(4096, {{&from, true}, {&to, false}}), file(target.path()), channel(target) {
+      dmu_msg map = map_overlay(0, 4096, 0, 64);
+      dmu_map_push(&map, channel.gen);
+      channel.send(map);
+      channel.send(dmu_msg_bitmap(0, channel.gen, 0, 4096, nullptr, 0));
+    }
+    Target target;
+    File file;
+    Channel channel;
+  };
+  Device stuck(hangs, cow);
+  std::vector<std::unique_ptr<Device>> others;
+  for (int i = 0; i < kOthers; i++) others.push_back(std::make_unique<Device>(base, cow));
+  hangs.slow(Ms(4000));
+  std::vector<Io> waiting, done;
+  for (uint64_t i = 0; i < 4; i++) waiting.push_back(stuck.file.write(i * 64, 8, kNew));
+  EVENTUALLY(hangs.stat(kStatInFlight) == 1);
+  for (const auto& other : others) done.push_back(other->file.write(1024, 8, kNew));
+  for (Io& io : done) CHECK_EQ(io.result(), 8 * 512);
+  CHECK(!waiting.back().done());
+  for (Io& io : waiting) CHECK_EQ(io.result(), 8 * 512);
 }
 
 CASE(k04_copy_first) {

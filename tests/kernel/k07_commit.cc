@@ -152,6 +152,28 @@ CASE(k07_promoting_writes_park_past_the_limit) {
   CHECK_EQ(fifth.result(), 8 * 512);
 }
 
+// A daemon that is there, and commits nothing for 30 seconds.
+CASE_WITHIN(k07_promoting_writes_park_after_a_time, 120'000) {
+  Rig rig;
+  Channel channel(*rig.target);
+  rig.push_overlay(channel);
+  rig.promote(channel, 0, 8, kNew);
+  const auto began = Clock::now();
+  uint64_t at = 8;
+  std::optional<Io> last;
+  const auto parks = [&] {
+    last = rig.file->write(at, 8, kNew);
+    at += 8;
+    EVENTUALLY(last->done() || rig.target->status().bios_parked == 1);
+    return !last->done();
+  };
+  eventually(__FILE__, __LINE__, "a promoting write parks", parks, Ms(45'000));
+  CHECK(Clock::now() - began >= Ms(29'000));
+  channel.expect_promoted(at - 16);
+  channel.send(dmu_msg_committed(channel.seq));
+  CHECK_EQ(last->result(), 8 * 512);
+}
+
 CASE(k07_promoting_writes_park_without_a_daemon) {
   Rig rig(few_uncommitted);
   auto channel = std::make_unique<Channel>(*rig.target);
@@ -242,6 +264,19 @@ CASE(k07_volatile_bits_are_replayed) {
   }
   CHECK(granules == (std::set<uint64_t>{0, 8, 640}));
   CHECK_READS(*rig.file, 0, 16, kNew);
+}
+
+CASE(k07_volatile_bits_pushed_into_a_leaf_are_replayed) {
+  Rig rig;
+  auto channel = std::make_unique<Channel>(*rig.target);
+  rig.push_overlay(*channel, kGranule, DMU_F_VOLATILE);
+  uint8_t bits[kSize / kGranule / 8] = {0x08};
+  channel->send(dmu_msg_bitmap(0, channel->gen, 0, kSize, bits, sizeof bits));
+  channel->close();
+  channel = std::make_unique<Channel>(*rig.target);
+  CHECK_EQ(channel->replayed.size(), 1U);
+  CHECK_EQ(channel->replayed[0].sector, 3U * kGranule);
+  CHECK_EQ(channel->replayed[0].len, kGranule);
 }
 
 CASE(k07_uncommitted_maps_are_told) {

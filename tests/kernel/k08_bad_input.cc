@@ -260,6 +260,31 @@ CASE(k08_wrong_data) {
   }
 }
 
+// A destination that goes while the table names it.
+CASE(k08_dead_destination) {
+  Scsi dies({"dev_size_mb=16", "delay=0"});
+  Rig rig(nullptr, &dies);
+  Channel channel(*rig.target);
+  channel.send([&] {
+    dmu_msg map = map_plain(0, 0, 64, 1, 0);
+    dmu_map_push(&map, channel.gen);
+    return map;
+  }());
+  CHECK_EQ(rig.file->write(0, 8, kNew).result(), 8 * 512);
+  dies.pull();
+  CHECK(rig.file->write(0, 8, kNew).result() < 0);
+  Io write = rig.file->write(128, 8, kNew);
+  channel.send(map_plain(channel.expect(DMU_MSG_FAULT).id, 128, 8, 1, 128));
+  CHECK(write.result() < 0);
+  Io read = rig.file->read(4096, 8);
+  dmu_msg map = dmu_msg_map(channel.expect(DMU_MSG_FAULT).id, 4096, 64);
+  dmu_map_read(&map, 0, 4096);
+  channel.send(map);
+  CHECK_EQ(read.result(), 8 * 512);
+  CHECK_READS(*rig.file, 4096, 64, kBase);
+  CHECK(rig.file->sync().result() < 0);
+}
+
 CASE(k08_short_and_odd_calls) {
   Rig rig;
   Channel channel(*rig.target);

@@ -101,28 +101,20 @@ CASE(k13_limits_of_the_destinations) {
 
 CASE(k13_larger_logical_blocks) {
   Ram ram;
-  run({"modprobe", "scsi_debug", "sector_size=4096", "dev_size_mb=16"});
-  std::string name;
-  EVENTUALLY(!(name = run({"sh", "-c", "ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block 2>/dev/null || true"})).empty());
-  name.erase(name.find('\n'));
-  Path scsi("/dev/" + name);
-  {
-    Target target(kSize, {{&ram, true}, {&scsi, false}});
-    CHECK_EQ(Path(target.path()).queue("logical_block_size"), "4096");
-    Channel channel(target);
-    CHECK_EQ(channel.attach().logical_block_size, 4096U);
-    dmu_msg map = map_plain(0, 4, 8, 1, 4);  // would cut a block
-    dmu_map_push(&map, channel.gen);
-    CHECK_EQ(channel.try_send(map), -EINVAL);
-    map = map_plain(0, 0, kSize, 1, 0);
-    dmu_map_push(&map, channel.gen);
-    channel.send(map);
-    File file(target.path());
-    file.fill(0, 64, kNew);
-    CHECK_READS(file, 0, 64, kNew);
-  }
-  run({"udevadm", "settle"});
-  run({"modprobe", "-r", "scsi_debug"});
+  Scsi scsi({"sector_size=4096", "dev_size_mb=16"});
+  Target target(kSize, {{&ram, true}, {&scsi, false}});
+  CHECK_EQ(Path(target.path()).queue("logical_block_size"), "4096");
+  Channel channel(target);
+  CHECK_EQ(channel.attach().logical_block_size, 4096U);
+  dmu_msg map = map_plain(0, 4, 8, 1, 4);  // would cut a block
+  dmu_map_push(&map, channel.gen);
+  CHECK_EQ(channel.try_send(map), -EINVAL);
+  map = map_plain(0, 0, kSize, 1, 0);
+  dmu_map_push(&map, channel.gen);
+  channel.send(map);
+  File file(target.path());
+  file.fill(0, 64, kNew);
+  CHECK_READS(file, 0, 64, kNew);
 }
 
 CASE(k13_events_tell_of_daemons) {
@@ -160,6 +152,18 @@ CASE(k13_nowait_does_not_wait) {
   }
   rig.push_overlay(channel);
   CHECK_EQ(rig.file->read_now(0, buf, RWF_NOWAIT), 8 * 512);
+}
+
+CASE(k13_nowait_copies_nothing) {
+  Rig rig;
+  Channel channel(*rig.target);
+  rig.push_overlay(channel, 64);
+  CHECK_EQ(rig.file->write_now(0, 8, kNew, RWF_NOWAIT), -EAGAIN);
+  CHECK_EQ(rig.target->status().copies, 0U);
+  CHECK_EQ(rig.file->write_now(0, 64, kNew, RWF_NOWAIT), 64 * 512);
+  CHECK_EQ(rig.file->write_now(64, 8, kNew), 8 * 512);
+  CHECK_EQ(rig.file->write_now(72, 8, kNew, RWF_NOWAIT), 8 * 512);
+  CHECK_READS(*rig.file, 80, 48, kBase);
 }
 
 CASE(k13_counters_and_extents_add_up) {

@@ -100,6 +100,25 @@ CASE(k14_full_destination_of_a_copy) {
   CHECK_READS(*full.file, 1040, 48, kBase);
 }
 
+// The copies need a chunk that is not there, the write itself does not.
+CASE(k14_copy_without_room_beside_a_write_with_room) {
+  Full full;
+  full.overlay(2 * kChunk);
+  Io write = full.file->write(8, 8, kNew);
+  dmu_msg error = full.channel->expect(DMU_MSG_ERROR);
+  CHECK_EQ(error.error, ENOSPC);
+  CHECK_EQ(error.write_sector, 8U);
+  CHECK(!write.done());
+  CHECK(full.channel->promoted.empty());
+  full.thin.grow(64 * kChunk);
+  full.channel->send(dmu_msg_retry(error.id));
+  CHECK_EQ(write.result(), 8 * 512);
+  full.channel->expect_promoted(2 * kChunk);
+  CHECK_READS(*full.file, 0, 8, kBase);
+  CHECK_READS(*full.file, 8, 8, kNew);
+  CHECK_READS(*full.file, 16, 2 * kChunk - 16, kBase);
+}
+
 CASE(k14_error_goes_to_the_next_channel) {
   Full full;
   full.plain();
@@ -125,6 +144,18 @@ CASE(k14_suspend_releases_it) {
   CHECK_EQ(full.target->resume(), 0);
   CHECK_EQ(write.result(), 16 * 512);
   CHECK_READS(*full.file, 1024, 16, kNew);
+}
+
+// Nobody may make room while the device is suspended: a suspend that flushes ends all the same.
+CASE(k14_flushing_suspend_ends_it) {
+  Full full;
+  full.plain();
+  Io write = full.file->write(1024, 16, kNew);
+  full.channel->expect(DMU_MSG_ERROR);
+  CHECK_EQ(full.target->suspend(), 0);
+  CHECK_EQ(write.result(), -ENOSPC);
+  CHECK_EQ(full.target->resume(), 0);
+  CHECK_EQ(full.file->write(0, 8, kNew).result(), 8 * 512);
 }
 
 CASE(k14_other_io_goes_on) {

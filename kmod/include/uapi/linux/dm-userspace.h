@@ -98,8 +98,9 @@ enum dmu_kernel_msg {
 	DMU_MSG_FAULT = 1,
 	/*
 	 * A write under a SYNC extent has reached write_dest; its completion is
-	 * held. id, sector, len, write_dest, write_sector, seq (of its PROMOTED,
-	 * read before this; 0 if nothing was promoted). Answers: ACK once metadata
+	 * held. id, sector, len, write_dest, write_sector (DMU_DEST_NONE and 0 if it
+	 * was answered in pieces, which may be in several places), seq (of its
+	 * PROMOTED, read before this; 0 if nothing was promoted). Answers: ACK once metadata
 	 * and data are durable (the promotions in the range, up to seq, count as
 	 * committed), or FAIL.
 	 * The destination has NOT been flushed.
