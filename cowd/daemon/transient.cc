@@ -12,6 +12,7 @@
 #include <fstream>
 
 #include "build/config.h"
+#include "cowd/core/bounce.hh"
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/error.hh"
 #include "cowd/core/fd.hh"
@@ -34,6 +35,7 @@ constexpr const char* kSavedTag = "cowd.saved";
 constexpr const char* kNewTag = "cowd.new";
 constexpr size_t kHead = 2 * dscow::kBlock;
 constexpr size_t kZeroed = 1 << 20;
+static_assert(kZeroed % kBounceLarge == 0);
 
 // What LVM takes in a tag; what a binding may hold, for files too.
 void check_binding(const StoreBinding& binding) {
@@ -96,20 +98,23 @@ Buffer read_head(const std::string& path, bool claim) {
   const Fd fd(open(path.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC | (claim ? O_EXCL : 0)));
   if (fd.get() < 0 && errno == EBUSY)
     throw Error(EBUSY, text("The transient store ", path, " is in use, so it is not removed."));
-  Buffer head(kHead);
-  if (fd.get() < 0 || pread(fd.get(), head.data(), head.size(), 0) != static_cast<ssize_t>(kHead))
+  const auto head = take_bounce(kHead);
+  if (fd.get() < 0 || pread(fd.get(), head.get(), kHead, 0) != static_cast<ssize_t>(kHead))
     throw Error(errno ? errno : EIO, text("The head of the transient store ", path,
                                           " cannot be read: ", errno_text(errno ? errno : EIO),
                                           ". It is left as it is."));
-  return head;
+  return Buffer(head.get(), head.get() + kHead);
 }
 
 void zero_head(const std::string& path) {
   const Fd fd(open(path.c_str(), O_WRONLY | O_DIRECT | O_EXCL | O_CLOEXEC));
-  const Buffer zeroes(kZeroed);
-  if (fd.get() < 0 ||
-      pwrite(fd.get(), zeroes.data(), zeroes.size(), 0) != static_cast<ssize_t>(kZeroed) ||
-      fdatasync(fd.get()) < 0)
+  const auto zeroes = take_bounce(kBounceLarge);
+  std::fill_n(zeroes.get(), kBounceLarge, std::byte{0});
+  bool done = fd.get() >= 0;
+  for (size_t at = 0; done && at < kZeroed; at += kBounceLarge)
+    done = pwrite(fd.get(), zeroes.get(), kBounceLarge, static_cast<off_t>(at)) ==
+           static_cast<ssize_t>(kBounceLarge);
+  if (!done || fdatasync(fd.get()) < 0)
     throw system_error(errno, text("Clearing the new store ", path, " failed"));
 }
 

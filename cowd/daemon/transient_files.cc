@@ -6,10 +6,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "cowd/core/bounce.hh"
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/error.hh"
 #include "cowd/core/fd.hh"
@@ -49,14 +51,16 @@ std::string read_all(int fd) {
 
 // Past the page cache where the file system can: a loop device's writes go past it too.
 Buffer head_of(int fd) {
-  Buffer head(2 * dscow::kBlock);
+  constexpr size_t kHead = 2 * dscow::kBlock;
+  const auto head = take_bounce(kHead);
+  std::fill_n(head.get(), kHead, std::byte{0});
   const int flags = fcntl(fd, F_GETFL);
   fcntl(fd, F_SETFL, flags | O_DIRECT);
-  ssize_t count = pread(fd, head.data(), head.size(), 0);
+  ssize_t count = pread(fd, head.get(), kHead, 0);
   fcntl(fd, F_SETFL, flags & ~O_DIRECT);
-  if (count < 0 && errno == EINVAL) count = pread(fd, head.data(), head.size(), 0);
+  if (count < 0 && errno == EINVAL) count = pread(fd, head.get(), kHead, 0);
   if (count < 0) throw system_error(errno, "Reading the head of a transient store failed");
-  return head;  // zeroes where the file ends before
+  return Buffer(head.get(), head.get() + kHead);  // zeroes where the file ends before
 }
 
 // A lease is had only by the one who has the file open alone. File systems without leases have
