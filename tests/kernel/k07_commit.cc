@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // K7: what a commit covers, what the kernel may forget, what a new daemon is told.
+#include <poll.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -162,6 +163,7 @@ CASE_WITHIN(k07_promoting_writes_park_after_a_time, 120'000) {
   uint64_t at = 8;
   std::optional<Io> last;
   const auto parks = [&] {
+    poll(nullptr, 0, 100);  // so that the device is not used up before
     last = rig.file->write(at, 8, kNew);
     at += 8;
     EVENTUALLY(last->done() || rig.target->status().bios_parked == 1);
