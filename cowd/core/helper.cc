@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "cowd/core/helper.hh"
 
+#include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -18,6 +20,8 @@ namespace cowd {
 namespace fs = std::filesystem;
 
 namespace {
+
+constexpr const char* kHold = "helper-";
 
 bool systemd_runs() { return access("/run/systemd/system", F_OK) == 0; }
 
@@ -48,13 +52,36 @@ std::vector<std::string> as_unit(const std::vector<std::string>& argv) {
 HoldFile::HoldFile(const std::string& run_dir) {
   if (mkdir(run_dir.c_str(), 0700) < 0 && errno != EEXIST)
     throw system_error(errno, "Making the directory " + run_dir + " failed");
-  path_ = run_dir + "/helper-XXXXXX";
-  const int fd = mkstemp(path_.data());
-  if (fd < 0) throw system_error(errno, "Making a file in " + run_dir + " failed");
-  close(fd);
+  // Who removes those that are left may be faster than our lock.
+  for (;;) {
+    make(run_dir);
+    struct stat info {};
+    if (flock(fd_, LOCK_EX | LOCK_NB) == 0 && fstat(fd_, &info) == 0 && info.st_nlink) return;
+    close(fd_);
+  }
 }
 
-HoldFile::~HoldFile() { unlink(path_.c_str()); }
+void HoldFile::make(const std::string& run_dir) {
+  path_ = run_dir + "/" + kHold + "XXXXXX";
+  fd_ = mkostemp(path_.data(), O_CLOEXEC);
+  if (fd_ < 0) throw system_error(errno, "Making a file in " + run_dir + " failed");
+}
+
+HoldFile::~HoldFile() {
+  unlink(path_.c_str());
+  close(fd_);
+}
+
+void remove_left_hold_files(const std::string& run_dir) noexcept {
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(run_dir, ignored)) {
+    if (!entry.path().filename().string().starts_with(kHold)) continue;
+    const int fd = open(entry.path().c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0) continue;
+    if (flock(fd, LOCK_EX | LOCK_NB) == 0) unlink(entry.path().c_str());
+    close(fd);
+  }
+}
 
 std::string HoldFile::content() const {
   std::ifstream in(path_);

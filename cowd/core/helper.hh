@@ -9,7 +9,7 @@
 namespace cowd {
 
 // A file that is there while we wait for a helper. It writes to it why it failed ("ERRNO:
-// sentence"), and learns from its removal that we need it no more.
+// sentence"), and learns from its removal that we need it no more. Locked while we live.
 class HoldFile {
  public:
   explicit HoldFile(const std::string& run_dir);  // throws Error
@@ -20,8 +20,14 @@ class HoldFile {
   std::string content() const;
 
  private:
+  void make(const std::string& run_dir);
+
   std::string path_;
+  int fd_ = -1;
 };
+
+// Removes those of programs that were killed: their helpers learn it so.
+void remove_left_hold_files(const std::string& run_dir) noexcept;
 
 // Where a program of ours is: beside this one, or where make install puts it.
 std::string helper_path(const std::string& name);

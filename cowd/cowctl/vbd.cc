@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // cowctl vbd: the disks of Xen guests. block-dmu, Xen's hotplug script, is its user.
-#include <utility>
-
 #include <charconv>
 #include <chrono>
+#include <filesystem>
 #include <iostream>
-
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "cowd/core/json.hh"
+#include "cowd/core/left_events.hh"
 #include "cowd/cowctl/commands.hh"
 #include "cowd/cowctl/output.hh"
 #include "cowd/daemon/error_id.hh"
@@ -68,11 +68,15 @@ std::string vdev_of(const std::string& path) {
   return part ? name + std::to_string(part) : name;
 }
 
-// The reason, where it could not be cowd that gave it an id and a public half.
-cowd::Refusal as_refusal(const Error& error) {
+// The reason, where it could not be cowd that gave it an id and a public half: the next cowd
+// then has it in its events.
+cowd::Refusal as_refusal(const Context& context, const Error& error) {
   if (const auto* refusal = dynamic_cast<const cowd::Refusal*>(&error))
     if (!refusal->id().empty()) return *refusal;
   const std::string id = cowd::new_error_id();
+  const std::string run_dir = std::filesystem::path(context.options.socket).parent_path();
+  if (context.options.public_sentence)
+    cowd::leave_event(run_dir, {id, context.options.path + ": " + error.what()});
   return {error.code(), error.what() + (" [" + id + "]"), id, ""};
 }
 
@@ -92,7 +96,7 @@ int add(Context& context) {
   try {
     disk = ask_about(context, "vbd-add", "attaching " + context.options.path);
   } catch (const Error& error) {
-    const cowd::Refusal refusal = as_refusal(error);
+    const cowd::Refusal refusal = as_refusal(context, error);
     if (context.options.public_sentence) print_public(context, refusal);
     throw refusal;
   }

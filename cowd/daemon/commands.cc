@@ -77,7 +77,7 @@ Task<nlohmann::json> on_device(DeviceManager& devices, Task<> (DeviceManager::*w
 }
 
 Task<nlohmann::json> run_vbd(XenLink& xen, const std::string& command, JsonArguments& arguments,
-                             const ControlServer::Tell& tell) {
+                             std::shared_ptr<ControlServer::Caller> caller) {
   if (command == "vbd-list") {
     arguments.done();
     Vbds* vbds = co_await xen.get();
@@ -90,17 +90,17 @@ Task<nlohmann::json> run_vbd(XenLink& xen, const std::string& command, JsonArgum
     co_await vbds->remove(std::move(path));
     co_return nothing();
   }
-  std::function<Task<>()> still_wanted = [&tell]() -> Task<> {
+  std::function<Task<>()> still_wanted = [caller] {
     nlohmann::json line = {{"progress", {{"what", "attached"}, {"done", 1}, {"total", 1}}}};
-    co_await tell(line);
+    return caller->tell(line);
   };
   co_return co_await vbds->add(std::move(path), still_wanted);
 }
 
 Task<nlohmann::json> run(DeviceManager& devices, XenLink& xen, const std::string& command,
-                         JsonArguments& arguments, const ControlServer::Tell& tell) {
+                         JsonArguments& arguments, std::shared_ptr<ControlServer::Caller> caller) {
   if (command == "vbd-add" || command == "vbd-remove" || command == "vbd-list")
-    co_return co_await run_vbd(xen, command, arguments, tell);
+    co_return co_await run_vbd(xen, command, arguments, caller);
   if (command == "stores") {
     arguments.done();
     co_return co_await devices.stores();
@@ -113,6 +113,7 @@ Task<nlohmann::json> run(DeviceManager& devices, XenLink& xen, const std::string
   }
   if (command == "attach") {
     auto request = attach_request(arguments);
+    request.wanted = [caller] { return !caller->gone(); };
     co_return co_await devices.attach(std::move(request));
   }
   if (command == "list" || command == "version") {
@@ -169,8 +170,8 @@ AttachRequest attach_request(JsonArguments& arguments) {
 
 ControlServer::Handler make_commands(DeviceManager& devices, XenLink& xen) {
   return [&devices, &xen](const std::string& command, JsonArguments& arguments,
-                          const ControlServer::Tell& tell) {
-    return run(devices, xen, command, arguments, tell);
+                          std::shared_ptr<ControlServer::Caller> caller) {
+    return run(devices, xen, command, arguments, std::move(caller));
   };
 }
 

@@ -43,6 +43,12 @@ nlohmann::json refusal(const Error& error, const std::string& id) {
   return {{"ok", false}, {"error", error_to_json(error, id)}};
 }
 
+// Nobody is there to be answered.
+class HungUp : public Error {
+ public:
+  HungUp() : Error(EPIPE, "The client hung up.") {}
+};
+
 }  // namespace
 
 class ControlServer::Client {
@@ -58,6 +64,58 @@ class ControlServer::Client {
 
  private:
   ControlServer& server_;
+};
+
+// One request. All of it on the client's strand, but for what Caller has.
+class ControlServer::Work : public Caller, public std::enable_shared_from_this<Work> {
+ public:
+  Work(asio::any_io_executor executor, ClientPtr client, nlohmann::json asked)
+      : request(std::move(asked)),
+        changed(executor),
+        executor_(std::move(executor)),
+        client_(std::move(client)) {
+    auto found = request.find("cmd");
+    if (found == request.end() || !found->is_string())
+      throw Error(EINVAL, "A request needs \"cmd\", the name of a command.");
+    command = found->get<std::string>();
+    arguments.emplace(request, command);
+    arguments->need_string("cmd");
+  }
+
+  Task<> tell(nlohmann::json line) override {
+    return on(executor_, tell_here(shared_from_this(), std::move(line)));
+  }
+  bool gone() const override { return gone_; }
+  void hang_up() {
+    gone_ = true;
+    client_.reset();
+    changed.notify();
+  }
+  void end(std::exception_ptr failed, nlohmann::json gave) {
+    error = failed;
+    result = std::move(gave);
+    ended = true;
+    changed.notify();
+  }
+
+  const nlohmann::json request;
+  std::string command;
+  std::optional<JsonArguments> arguments;
+  SignalEvent changed;
+  bool ended = false;
+  std::exception_ptr error;
+  nlohmann::json result;
+
+ private:
+  static Task<> tell_here(std::shared_ptr<Work> work, nlohmann::json line) {
+    const ClientPtr client = work->client_;
+    if (!client) throw HungUp();
+    co_await client->lines.write(line);
+  }
+
+  const asio::any_io_executor executor_;
+  ClientPtr client_;
+  std::atomic<bool> gone_{false};
 };
 
 ControlServer::ControlServer(asio::io_context& io, unsigned max_clients, EventRing& events,
@@ -125,22 +183,22 @@ Task<> ControlServer::accept() {
 }
 
 Task<> ControlServer::serve(Socket socket) {
-  Client client(*this, std::move(socket));
+  const auto client = std::make_shared<Client>(*this, std::move(socket));
   try {
-    if (!peer_allowed(client.lines.socket())) {
-      co_await client.lines.write(
+    if (!peer_allowed(client->lines.socket())) {
+      co_await client->lines.write(
           refusal(Error(EPERM, "Only root may talk to cowd."), new_error_id()));
       co_return;
     }
     if (clients_ > max_clients_) {
-      co_await client.lines.write(refusal(Error(EBUSY, text("cowd serves ", max_clients_,
-                                                            " clients already, as many as "
-                                                            "control.max_clients allows.")),
-                                          new_error_id()));
+      co_await client->lines.write(refusal(Error(EBUSY, text("cowd serves ", max_clients_,
+                                                             " clients already, as many as "
+                                                             "control.max_clients allows.")),
+                                           new_error_id()));
       co_return;
     }
     while (!stopping_) {
-      auto request = co_await client.lines.read();
+      auto request = co_await client->lines.read();
       if (!request) co_return;
       co_await answer(client, *request);
     }
@@ -150,56 +208,75 @@ Task<> ControlServer::serve(Socket socket) {
   }
 }
 
-Task<> ControlServer::answer(Client& client, const nlohmann::json& request) {
+Task<> ControlServer::answer(ClientPtr client, const nlohmann::json& request) {
   nlohmann::json final_line;
-  std::optional<Error> failure;
-  std::string guest_subject;
+  std::exception_ptr error;
   try {
     final_line["result"] = co_await perform(client, request);
     final_line["ok"] = true;
-  } catch (const GuestError& error) {
-    failure = error;
-    guest_subject = error.subject();
-  } catch (const Error& error) {
-    failure = error;
-  } catch (const std::exception& error) {
-    failure = Error(EIO, text("cowd failed in a way it should not: ", error.what()));
+  } catch (const HungUp&) {
+    throw;
+  } catch (...) {
+    error = std::current_exception();
   }
-  if (failure) {
-    std::string id = new_error_id();
-    std::string device;
-    for (const char* key : {"device", "name", "spec", "path"})
-      if (device.empty() && request.contains(key) && request[key].is_string())
-        device = request[key].get<std::string>();
-    log(Level::warning, failure->what(), {device, id});
-    events_.add("refused", device, failure->what(), id);
-    final_line = refusal(*failure, id);
-    if (!guest_subject.empty())
-      final_line["error"]["public"] =
-          text(guest_subject, " is not available; the host's administrator finds the reason as ",
-               id, ".");
-  }
-  bool too_long = false;
+  if (error) final_line = refused(request, error);
+  std::optional<Error> too_long;
   try {
-    co_await client.lines.write(final_line);
-  } catch (const Error& error) {
-    if (error.code() != EMSGSIZE) throw;
-    too_long = true;
-    failure = error;
+    co_await client->lines.write(final_line);
+  } catch (const Error& failure) {
+    if (failure.code() != EMSGSIZE) throw;
+    too_long = failure;
   }
-  if (too_long) co_await client.lines.write(refusal(*failure, new_error_id()));
+  if (too_long) co_await client->lines.write(refusal(*too_long, new_error_id()));
 }
 
-Task<nlohmann::json> ControlServer::perform(Client& client, const nlohmann::json& request) {
-  auto command = request.find("cmd");
-  if (command == request.end() || !command->is_string())
-    throw Error(EINVAL, "A request needs \"cmd\", the name of a command.");
-  std::string name = command->get<std::string>();
-  JsonArguments arguments(request, name);
-  arguments.need_string("cmd");
-  if (name == "events") co_return co_await show_events(client, arguments);
-  Tell tell = [&client](const nlohmann::json& line) { return client.lines.write(line); };
-  co_return co_await handler_(name, arguments, tell);
+// The final line of a request that failed, told to the log and the events as well.
+nlohmann::json ControlServer::refused(const nlohmann::json& request, std::exception_ptr error) {
+  std::optional<Error> failure;
+  std::string guest_subject;
+  try {
+    std::rethrow_exception(error);
+  } catch (const GuestError& refusal) {
+    failure = refusal;
+    guest_subject = refusal.subject();
+  } catch (const Error& refusal) {
+    failure = refusal;
+  } catch (const std::exception& defect) {
+    failure = Error(EIO, text("cowd failed in a way it should not: ", defect.what()));
+  }
+  std::string id = new_error_id();
+  std::string device;
+  for (const char* key : {"device", "name", "spec", "path"})
+    if (device.empty() && request.contains(key) && request[key].is_string())
+      device = request[key].get<std::string>();
+  log(Level::warning, failure->what(), {device, id});
+  events_.add("refused", device, failure->what(), id);
+  nlohmann::json line = refusal(*failure, id);
+  if (!guest_subject.empty())
+    line["error"]["public"] = text(
+        guest_subject, " is not available; the host's administrator finds the reason as ", id, ".");
+  return line;
+}
+
+Task<nlohmann::json> ControlServer::perform(ClientPtr client, const nlohmann::json& request) {
+  const auto executor = co_await asio::this_coro::executor;
+  auto work = std::make_shared<Work>(executor, client, request);
+  if (work->command == "events") co_return co_await show_events(*client, *work->arguments);
+  asio::co_spawn(executor, handler_(work->command, *work->arguments, work),
+                 [this, work](std::exception_ptr error, nlohmann::json result) {
+                   work->end(error, std::move(result));
+                   if (work->gone() && error) refused(work->request, error);
+                 });
+  // For its hang-up alone: it may have sent its next request already.
+  client->lines.socket().async_wait(Socket::wait_error, [work](boost::system::error_code failed) {
+    if (failed != asio::error::operation_aborted) work->hang_up();
+  });
+  while (!work->ended && !work->gone()) co_await work->changed.wait();
+  if (!work->ended) throw HungUp();
+  boost::system::error_code ignored;
+  client->lines.socket().cancel(ignored);
+  if (work->error) std::rethrow_exception(work->error);
+  co_return std::move(work->result);
 }
 
 // With "follow": until the client goes away or cowd stops.

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // The daemon's side of docs/control-protocol.md: who may talk, lines, one request at a
 // time for each client, errors with an id. What a command does is the handler's.
+//
+// A client that hangs up gives back its place at once, also where its request hangs. The request
+// goes on without it; what is given up then is the handler's to decide.
 #pragma once
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/local/stream_protocol.hpp>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
@@ -21,12 +25,19 @@ namespace cowd {
 
 class ControlServer {
  public:
-  // Sends one line before the final one, such as {"progress": ...}.
-  using Tell = std::function<Task<>(const nlohmann::json&)>;
+  // Whoever asked, for as long as the request needs it. From any strand.
+  class Caller {
+   public:
+    virtual ~Caller() = default;
+    // Sends one line before the final one, such as {"progress": ...}. Throws Error(EPIPE) once
+    // the client is gone.
+    virtual Task<> tell(nlohmann::json line) = 0;
+    virtual bool gone() const = 0;
+  };
   // The "result" of `command`; throws Error. Asks `arguments` for what it knows, the
   // handler refuses the rest with done().
-  using Handler = std::function<Task<nlohmann::json>(const std::string& command,
-                                                     JsonArguments& arguments, const Tell& tell)>;
+  using Handler = std::function<Task<nlohmann::json>(
+      const std::string& command, JsonArguments& arguments, std::shared_ptr<Caller> caller)>;
 
   ControlServer(boost::asio::io_context& io, unsigned max_clients, EventRing& events,
                 Handler handler);
@@ -43,10 +54,13 @@ class ControlServer {
 
  private:
   class Client;
+  class Work;
+  using ClientPtr = std::shared_ptr<Client>;
 
   Task<> accept();
-  Task<> answer(Client& client, const nlohmann::json& request);
-  Task<nlohmann::json> perform(Client& client, const nlohmann::json& request);
+  Task<> answer(ClientPtr client, const nlohmann::json& request);
+  Task<nlohmann::json> perform(ClientPtr client, const nlohmann::json& request);
+  nlohmann::json refused(const nlohmann::json& request, std::exception_ptr error);
   Task<nlohmann::json> show_events(Client& client, JsonArguments& arguments);
 
   boost::asio::io_context& io_;

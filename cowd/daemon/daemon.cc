@@ -19,7 +19,9 @@
 #include "cowd/core/async_io.hh"
 #include "cowd/core/backing.hh"
 #include "cowd/core/error.hh"
+#include "cowd/core/helper.hh"
 #include "cowd/core/host.hh"
+#include "cowd/core/left_events.hh"
 #include "cowd/core/plugin_loader.hh"
 #include "cowd/core/references.hh"
 #include "cowd/daemon/blocking_call.hh"
@@ -58,7 +60,9 @@ class Daemon {
         xen_(io_, devices_, events_, config),
         control_(io_, config.control.max_clients, events_, make_commands(devices_, xen_)),
         signals_(asio::make_strand(io_), SIGTERM, SIGINT, SIGHUP),
-        watchdog_(io_) {}
+        watchdog_(io_) {
+    take_over(run_dir);
+  }
 
   void run() {
     listen();
@@ -87,6 +91,16 @@ class Daemon {
                                ", and so does cowd. Make ListenStream= (systemctl edit "
                                "cowd.socket) and paths.socket the same."));
     control_.listen_on(socket);
+  }
+
+  // What those before us left, or told nobody.
+  void take_over(const RunDir& run_dir) {
+    remove_left_hold_files(run_dir.path());
+    for (const LeftEvent& event : take_left_events(run_dir.path())) {
+      const std::string sentence = text("While no cowd answered: ", event.sentence);
+      log(Level::warning, sentence, {{}, event.id});
+      events_.add("xen-error", "", sentence, event.id);
+    }
   }
 
   DeviceEnvironment environment(RunDir& run_dir) {

@@ -156,7 +156,7 @@ Task<> Device::removed_by_others() {
       text("The device ", name_, leaving_ ? " is detached." : " was removed, not by cowd.");
   log(leaving_ ? Level::info : Level::warning, sentence, {name_, {}});
   try {
-    if (image_) co_await close_image();
+    co_await close_what_is_left();
   } catch (const std::exception& error) {
     failed("io-error", text("The store of ", name_, " could not be marked clean. ", error.what()));
   }
@@ -164,6 +164,16 @@ Task<> Device::removed_by_others() {
   environment_.run_dir->remove(name_);
   event("detached", sentence, {});
   on_gone_();
+}
+
+// An image that could not be opened for long is still ours on its disk: nobody could attach it
+// again. A store that goes now needs no end.
+Task<> Device::close_what_is_left() {
+  const bool goes = entry_.store && !entry_.store->saved;
+  if (image_)
+    co_await close_image();
+  else if (!entry_.read_only && !goes)
+    co_await close_abandoned();
 }
 
 Task<> Device::close_image() {
@@ -242,6 +252,7 @@ Task<> Device::detach() {
 
 Task<> Device::leave(Leaving how) {
   auto self = shared_from_this();
+  if (how == Leaving::dying && being_taken_up()) co_await fail_what_waits();
   while (busy_) co_await changed_.wait();
   if (gone_) co_return;
   std::exception_ptr error;
@@ -257,17 +268,31 @@ Task<> Device::leave(Leaving how) {
 
 Task<> Device::abandon() {
   auto self = shared_from_this();
-  while (!leaving_ && !gone_) co_await changed_.wait();
-  if (gone_) co_return;
+  while (!leaving_ && !gone_ && !being_taken_up()) co_await changed_.wait();
+  if (!gone_) co_await fail_what_waits();
+}
+
+// In this order: a wiped device is nobody's any more, so it must be on its way out by then.
+Task<> Device::fail_what_waits() {
+  leaving_ = true;
+  changed_.notify();
   co_await blocking(dm::remove_deferred, name_);
   co_await blocking(dm::wipe, name_);
 }
 
+// What was promoted and not told yet is known to the kernel alone, and goes with its device.
+Task<> Device::preserve() {
+  if (entry_.read_only) co_return;
+  if (!session_)
+    throw Error(EAGAIN, text("The device ", name_, " is ", state_name(state()),
+                             ", so not all that its store holds is known. It is kept until cowd "
+                             "serves it again: give it back what it lies on."));
+  Using use(*this);
+  co_await image_->preserve();
+}
+
 Task<> Device::leave_here(Leaving how) {
-  if (how == Leaving::suspended && image_) {
-    Using use(*this);
-    co_await image_->preserve();
-  }
+  if (how == Leaving::suspended) co_await preserve();
   leaving_ = true;
   changed_.notify();
   // Without a session nobody would answer what waits.
@@ -280,9 +305,10 @@ Task<> Device::leave_here(Leaving how) {
              text("The last commit of ", name_, " is still to come. ", error.what()));
     }
   }
-  // In this order: a wiped device is nobody's any more, so it must be on its way out by then.
-  co_await blocking(dm::remove_deferred, name_);
-  if (wipe) co_await blocking(dm::wipe, name_);
+  if (wipe)
+    co_await fail_what_waits();
+  else
+    co_await blocking(dm::remove_deferred, name_);
   if (session_ || supervised_) co_return;  // the channel tells when it has gone
   gone_ = true;
 }

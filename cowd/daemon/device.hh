@@ -10,7 +10,8 @@
 //   leave:    the same without waiting: the dm device is removed at its last close, and
 //             what was promoted until then is told by the channel after that.
 //   restart:  the dm device is there and holds its I/O: backings, image
-//             (OpenRequest.reattach), channel; tried again until it works.
+//             (OpenRequest.reattach), channel; tried again until it works. Where a backing
+//             hangs, that never ends: a device whose domain dies is failed meanwhile.
 //   stop:     last commit, channel closed; the dm device stays for the next cowd.
 //
 // All coroutines run on strand(); what may block runs on threads of its own.
@@ -44,6 +45,8 @@ namespace cowd {
 struct DeviceEnvironment {
   std::shared_ptr<AsyncIo> io;
   PluginLoader* plugins = nullptr;
+  // Other than open_backing only in tests.
+  Backing (*open)(std::shared_ptr<AsyncIo>, const Component&, BackingUse) = open_backing;
   EventRing* events = nullptr;
   RunDir* run_dir = nullptr;
   SessionSettings session;
@@ -70,9 +73,10 @@ class Device : public SessionObserver, public std::enable_shared_from_this<Devic
   const std::string& spec_text() const { return spec_text_; }
   State state() const { return state_.load(); }  // any thread
 
-  Task<> attach();
-  // Serves the dm device that an earlier cowd made. Returns after the first try;
-  // when that failed, goes on trying by itself.
+  // Throws Error(ECANCELED) and leaves nothing behind once `wanted` says no.
+  Task<> attach(std::function<bool()> wanted = {});
+  // Serves the dm device that an earlier cowd made. Returns after the first try, which
+  // never ends where a backing hangs; when it failed, goes on trying by itself.
   Task<> reattach();
   // For a note without its dm device: closes the image, as nobody uses it any more.
   Task<> close_abandoned();
@@ -84,10 +88,12 @@ class Device : public SessionObserver, public std::enable_shared_from_this<Devic
   //   orderly   users still finish what they began
   //   dying     its domain is gone: what waits fails at once
   //   suspended its domain was saved: a transient store becomes durable first
-  // Throws Error if a suspended one's store could not be made durable; nothing has begun then.
+  // Throws Error if a suspended one's store could not be made durable (EAGAIN: what it holds is
+  // not known, as nobody serves it at this moment); nothing has begun then.
   enum class Leaving { orderly, dying, suspended };
   Task<> leave(Leaving how);
-  // Once it leaves, perhaps still waiting for space to commit in: what waits fails at once.
+  // Once it leaves, perhaps still waiting for space to commit in or for a backing that hangs:
+  // what waits fails at once.
   Task<> abandon();
   // Changes what is noted of it, durably in the run directory.
   Task<> note(std::function<void(DeviceEntry&)> change);
@@ -122,7 +128,7 @@ class Device : public SessionObserver, public std::enable_shared_from_this<Devic
   Task<> create_dm_device();
   Task<> check_table();
   Task<> open_session();
-  Task<> attach_steps(class Undo& undo);
+  Task<> attach_steps(class Undo& undo, const std::function<bool()>& wanted);
   Task<bool> try_reattach();
   Task<> restore_suspension();
   Task<> keep_reattaching();
@@ -137,16 +143,23 @@ class Device : public SessionObserver, public std::enable_shared_from_this<Devic
   Task<> supervise();
   Task<> removed_by_others();
   Task<> close_image();
+  Task<> close_what_is_left();
   void cut_file(uint64_t bytes);
   void cut_references(const std::vector<Image::Length>& lengths);
   Task<> write_entry();
   Task<> remove_dm_device();
   Task<> leave_here(Leaving how);
+  Task<> preserve();
+  Task<> fail_what_waits();
+  // By try_reattach(), which may hang.
+  bool being_taken_up() const { return busy_ == kTakenUp; }
   Task<> wait_for_end();
   Task<> wait_for_users();
   const char* state_word() const;
   void become(State state) { state_.store(state); }
   void failed(const std::string& type, const std::string& sentence);
+
+  static constexpr const char* kTakenUp = "taken up again";
 
   boost::asio::any_io_executor strand_;
   const DeviceEnvironment& environment_;

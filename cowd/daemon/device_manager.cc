@@ -24,6 +24,9 @@ namespace asio = boost::asio;
 
 namespace {
 
+// Ample for disks that answer; whoever wants another disk waits for so long at most.
+constexpr std::chrono::milliseconds kFirstTries{3000};
+
 // Logs a failure of the reattaching or cleaning of `name` and puts it on the ring.
 void tell(EventRing& events, const std::string& name, const std::string& sentence) {
   std::string id = new_error_id();
@@ -122,7 +125,7 @@ Task<DeviceManager::DevicePtr> DeviceManager::make_and_attach(AttachRequest& req
   DeviceEntry entry = make_entry(request, name, spec);
   entry.store = store;
   DevicePtr device = make_device(std::move(entry));
-  co_await on(device->strand(), device->attach());
+  co_await on(device->strand(), device->attach(request.wanted));
   co_return device;
 }
 
@@ -323,11 +326,17 @@ Task<> DeviceManager::reattach_here() {
   }
   std::set<std::string> uuids, noted;
   for (const dm::Info& info : kernel) uuids.insert(info.uuid);
+  // All are known before the first is tried: nobody takes a name, or asks in vain.
   std::vector<Task<>> tasks;
   for (const DeviceEntry& entry : listing.entries) {
     noted.insert(entry.uuid);
-    bool there = uuids.contains(entry.uuid);
-    tasks.push_back(there ? reattach_one(entry) : clean_one(entry));
+    if (!uuids.contains(entry.uuid)) {
+      attaching_.insert(entry.name);
+      tasks.push_back(clean_one(entry));
+      continue;
+    }
+    DevicePtr device = devices_[entry.name] = make_device(entry);
+    tasks.push_back(reattach_one(device, entry));
   }
   for (const dm::Info& info : kernel)
     if (!noted.contains(info.uuid))
@@ -342,17 +351,19 @@ Task<> DeviceManager::reattach_here() {
   for (const DeviceEntry& entry : listing.entries)
     if (entry.store) in_use.insert(entry.store->uuid);
   store_uuids_ = in_use;
-  co_await all_of(std::move(tasks));
+  if (const size_t left = co_await all_of(std::move(tasks), kFirstTries))
+    log(Level::warning,
+        text(left, left == 1 ? " device" : " devices",
+             " of an earlier cowd cannot be served yet, as what they lie on does not answer. cowd "
+             "serves the others meanwhile."));
   // LVM may take its time; whoever wants a transient store waits for this, nobody else.
   asio::co_spawn(
       strand_, [this, in_use]() -> Task<> { co_await clean_stores(in_use); }, asio::detached);
 }
 
-Task<> DeviceManager::reattach_one(DeviceEntry entry) {
+Task<> DeviceManager::reattach_one(DevicePtr device, DeviceEntry entry) {
   std::string name = entry.name;
   try {
-    DevicePtr device = make_device(entry);
-    devices_[name] = device;
     try {
       co_await claim_stores(name, parse_spec(entry.spec), entry.read_only);
     } catch (const Error& error) {
@@ -383,6 +394,7 @@ Task<> DeviceManager::clean_one(DeviceEntry entry) {
   if (entry.store && !entry.store->saved) co_await removals_.remove(name, *entry.store);
   if (entry.store) store_uuids_.erase(entry.store->uuid);
   environment_.run_dir->remove(name);
+  attaching_.erase(name);
 }
 
 Task<> DeviceManager::stop_all() {

@@ -35,6 +35,8 @@ struct AttachRequest {
   std::optional<unsigned> no_daemon_seconds;
   std::optional<uint64_t> max_extents;
   DomainNote domain;  // whose disk it will be; nobody's with an empty vm_uuid
+  // Any thread. Once it says no, all is undone as soon as what the disk lies on lets it.
+  std::function<bool()> wanted;
 };
 
 // The coroutines may be awaited from any executor; they run on the manager's strand
@@ -78,8 +80,8 @@ class DeviceManager {
   // Something was done about what these wait for.
   Task<> space_added(std::vector<std::string> names);
 
-  // At start: serves what an earlier cowd left. Returns after the first try for
-  // every device.
+  // At start: serves what an earlier cowd left. Returns after the first try for every
+  // device, but soon: one whose backing hangs is known by then, and tried on.
   Task<> reattach_all();
   // At the end: commits all, leaves the dm devices up.
   Task<> stop_all();
@@ -114,7 +116,7 @@ class DeviceManager {
   Task<> finish(DevicePtr device);
   Task<> detach_here(std::string device);
   Task<> reattach_here();
-  Task<> reattach_one(DeviceEntry entry);
+  Task<> reattach_one(DevicePtr device, DeviceEntry entry);
   Task<> clean_one(DeviceEntry entry);
   DevicePtr make_device(DeviceEntry entry);
   Task<DevicePtr> find(std::string device);

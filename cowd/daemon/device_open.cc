@@ -43,14 +43,20 @@ Task<> sleep_for(std::chrono::milliseconds time) {
   co_await timer.async_wait(asio::use_awaitable);
 }
 
+// A backing may have taken long.
+void require_wanted(const std::string& name, const std::function<bool()>& wanted) {
+  if (wanted && !wanted())
+    throw Error(ECANCELED, text("The attach of ", name, " was given up by who asked for it."));
+}
+
 }  // namespace
 
-Task<> Device::attach() {
+Task<> Device::attach(std::function<bool()> wanted) {
   Undo undo;
   std::exception_ptr error;
   busy_ = "attached";
   try {
-    co_await attach_steps(undo);
+    co_await attach_steps(undo, wanted);
   } catch (...) {
     error = std::current_exception();
   }
@@ -60,7 +66,7 @@ Task<> Device::attach() {
   if (error) std::rethrow_exception(error);
 }
 
-Task<> Device::attach_steps(Undo& undo) {
+Task<> Device::attach_steps(Undo& undo, const std::function<bool()>& wanted) {
   const uint64_t length = co_await make_room();
   undo.add("the length of the file", [this, length]() -> Task<> {
     co_await blocking(&Device::restore_length, this, length);
@@ -75,6 +81,7 @@ Task<> Device::attach_steps(Undo& undo) {
     if (image_) co_await close_image();
   });
   co_await open_image(false, FileReferences::Purpose::attach);
+  require_wanted(name_, wanted);
   undo.add("the note", [this]() -> Task<> {
     environment_.run_dir->remove(name_);
     co_return;
@@ -88,6 +95,7 @@ Task<> Device::attach_steps(Undo& undo) {
   while (supervised_ && state() == State::replaying) co_await changed_.wait();
   if (!supervised_)
     throw Error(ENODEV, text("The device ", name_, " was removed while it was attached."));
+  require_wanted(name_, wanted);
 }
 
 Task<> Device::open_backings(bool reattach) {
@@ -96,9 +104,9 @@ Task<> Device::open_backings(bool reattach) {
   BackingUse use = entry_.read_only ? (format_->room ? BackingUse::image : BackingUse::base)
                    : reattach && entry_.top_mapped ? BackingUse::reattach
                                                    : BackingUse::top;
-  top_ = co_await blocking(open_backing, environment_.io, spec_.top, use);
+  top_ = co_await blocking(environment_.open, environment_.io, spec_.top, use);
   if (spec_.base)
-    base_ = co_await blocking(open_backing, environment_.io, *spec_.base, BackingUse::base);
+    base_ = co_await blocking(environment_.open, environment_.io, *spec_.base, BackingUse::base);
   spaces_.clear();
   if (!entry_.read_only) spaces_ = co_await blocking(spaces_beneath, spec_.top);
 }
@@ -120,7 +128,8 @@ Task<uint64_t> Device::make_room() {
   if (entry_.read_only || !format_->room || spec_.top.kind != Component::Kind::path ||
       stat(spec_.top.path.c_str(), &info) < 0 || !S_ISREG(info.st_mode))
     co_return 0;
-  Backing file = co_await blocking(open_backing, environment_.io, spec_.top, BackingUse::change);
+  Backing file =
+      co_await blocking(environment_.open, environment_.io, spec_.top, BackingUse::change);
   const uint64_t room = co_await format_->room(file.disk);
   if (room <= file.disk->size()) co_return 0;
   co_await file.disk->resize(room);
@@ -260,7 +269,7 @@ Task<> Device::keep_reattaching() {
 
 Task<bool> Device::try_reattach() {
   become(State::recovering);
-  busy_ = "taken up again";  // no detach may come in between
+  busy_ = kTakenUp;  // no detach may come in between
   std::string why;
   try {
     co_await open_backings(true);
@@ -278,7 +287,7 @@ Task<bool> Device::try_reattach() {
   }
   busy_ = nullptr;
   changed_.notify();
-  if (!why.empty())
+  if (!why.empty() && !leaving_)
     failed("reattach-failed",
            text("The device ", name_, " of an earlier cowd is not served as it should be. ", why,
                 supervised_ ? "" : " Its users wait; cowd goes on trying."));

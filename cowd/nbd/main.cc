@@ -12,8 +12,9 @@
 //         3. wait until the connection dies. Is the device disconnected: end. Else connect
 //            anew; requests wait in the kernel meanwhile, for as long as --dead-timeout says.
 // What fails in state 1 is written to FILE, as ERRNO: SENTENCE.
-// Started again, by whoever saw it killed, FILE is no more: it goes on in state 3 then, with the
-// device that it finds, whose connection it may have to replace.
+// Started again, by whoever saw it killed, it finds the device and goes on with it: in state 3,
+// where it may have to replace the connection; before that in state 2, if FILE is still there.
+// Without FILE and device there is nothing to do.
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/inotify.h>
@@ -145,9 +146,25 @@ class Keeper {
     return false;
   }
 
+  // The same in state 2. What is about to be disconnected is not there.
+  bool adopt_held() {
+    if (!adopt()) return false;
+    try {
+      open_device();
+      netlink_.disconnect_on_close(index_, options_.backend);
+      if (configured()) return true;
+    } catch (const Error&) {
+      // Then another is connected.
+    }
+    if (device_ >= 0) close(device_);
+    device_ = -1;
+    return false;
+  }
+
   // State 3 from there on. The connection may have died while there was none of us; the kernel
   // does not tell whether it takes another one, or has one. Taken, it needs not our copy.
   void keep_adopted() {
+    if (device_ >= 0) hold();
     if (!reconnect()) return;
     close(socket_);
     socket_ = -1;
@@ -300,12 +317,13 @@ int main(int argc, char** argv) {
   if (chdir("/") < 0) return 1;
   try {
     Keeper keeper(options);
-    const bool again = access(options.hold.c_str(), F_OK) != 0;
-    if (again && !keeper.adopt()) return 0;
-    if (!again) keeper.connect();
+    const bool held = access(options.hold.c_str(), F_OK) == 0;
+    const bool found = held ? keeper.adopt_held() : keeper.adopt();
+    if (!found && !held) return 0;
+    if (!found) keeper.connect();
     go_on_in_background();
     protect();
-    if (again)
+    if (found)
       keeper.keep_adopted();
     else
       keeper.keep();

@@ -43,6 +43,13 @@ void require_mode(const std::string& store, Mode was, Mode wanted) {
           "attach it as persistent, or make it anew with 'cowctl create --force'.");
 }
 
+// Once preserved (its guest was saved) a transient store is a persistent one, also for the cowd
+// that comes after one which was killed before it could close or note that.
+void take_as_preserved(OpenRequest& request, const Header& header) {
+  if (request.reattach && request.durability == Durability::transient && header.mode == Mode::flush)
+    request.durability = Durability::flush;
+}
+
 void require_writable(const OpenRequest& request) {
   if (request.top->read_only())
     throw Error(EROFS,
@@ -92,6 +99,7 @@ Task<std::unique_ptr<Image>> open(OpenRequest request) {
   Headers headers = co_await Headers::read(top);
   const Header header = headers.current();
   require_room(top, header);
+  take_as_preserved(request, header);
   const Mode mode = mode_of(request.durability);
   const bool read_only = request.read_only || unknown_read_only(header) != 0;
   if (read_only && mode == Mode::transient)

@@ -63,6 +63,13 @@ mv "$WORK/disk.json" "$RUN/devices.d/"
 start_cowd
 is "with the note it is served again" "$(state disk)" active
 
+end_cowd KILL
+echo "e-00c0ffee backend/vbd/7/51712: No cowd was there." >"$RUN/left-events"
+touch "$RUN/helper-killed"
+start_cowd
+check "what failed while no cowd answered is in its events" grep -q "No cowd was there.*e-00c0ffee" < <(ctl events)
+is "and nothing of the one before is left" "$(find "$RUN" -name 'helper-*' -o -name 'left-events*')" ""
+
 need dmsetup remove disk
 check "cowd says that others removed it" timeout 30 grep -q -m 1 "not by cowd" \
 	< <(ctl events --follow 2>/dev/null)

@@ -6,7 +6,7 @@
 
 # shellcheck source=tests/system/lib.sh
 . "$(dirname "$0")/lib.sh"
-volumes cow1=80M cow2=80M cow3=80M
+volumes cow1=80M cow2=80M cow3=80M cow4=80M
 modprobe nbd nbds_max=4
 BASE=$WORK/base.img
 STORE=$WORK/top.img
@@ -74,6 +74,7 @@ ended "and the writer writes on" "$copying" "$WORK/writer"
 check "what was written is there" diff -r --no-dereference /etc/default "$MNT/etc"
 
 # --- a frozen server stops nobody else ---
+need ctl create --force "dscow:$(vol cow4):$url"
 kill -STOP "$(cat "$WORK/base.pid")"
 check "list while the server is frozen" timeout 10 cowctl --socket "$RUN/control.sock" list
 check "another disk is attached meanwhile" timeout 20 cowctl --socket "$RUN/control.sock" attach --name third "raw:$(vol cow3)"
@@ -82,7 +83,14 @@ need ctl detach third
 check "a transient store is made meanwhile" ctl attach --name passing "dscow:transient@$VG:$(vol cow3)"
 check "its device goes" ctl detach passing
 check "and its store with it" test "$(ctl stores --json | jq '.stores | length')" = 0
+timeout 3 cowctl --socket "$RUN/control.sock" attach --name unwanted "dscow:$(vol cow4):$url" >/dev/null 2>&1
+check "an attach over it waits until its client goes" test $? = 124
 kill -CONT "$(cat "$WORK/base.pid")"
+given_up() { ctl events 2>/dev/null | grep -q "unwanted was given up"; }
+check "what nobody wants any more is undone" until_true 40 given_up
+check "and leaves no device" bash -c '! dmsetup info unwanted'
+check "nor a claim on its store" ctl attach --name wanted "dscow:$(vol cow4):$url"
+need ctl detach wanted
 check "and goes on" dd if=/dev/mapper/two of=/dev/null bs=1M iflag=direct status=none
 
 # --- cowd is killed ---
@@ -109,6 +117,45 @@ check "write to it" dd if=/dev/urandom of=/dev/mapper/top bs=1M count=16 oflag=d
 sum=$(dd if=/dev/mapper/top bs=1M count=16 iflag=direct status=none | sha256sum)
 check "detach it" ctl detach top
 check "it is on the server" test "$(dd if="$STORE" bs=1M count=16 status=none | sha256sum)" = "$sum"
+
+# --- a server of a top is frozen while cowd is started: its disk waits, no other does ---
+truncate -s 32M "$WORK/small.img"
+store=dscow:nbd://127.0.0.1:10812/top:$WORK/small.img
+need ctl create --force "$store"
+need ctl attach --name slow "$store"
+need ctl attach --name quick "raw:$(vol cow3)"
+state() { ctl --json list | tr -d ' \n' | grep -o "\"name\":\"$1\"[^}]*" | grep -o '"state":"[a-z]*"' | cut -d '"' -f 4; }
+kill -STOP "$(cat "$WORK/top.pid")"
+end_cowd KILL
+began=$SECONDS
+start_cowd
+check "cowd is ready all the same" test $((SECONDS - began)) -lt 20
+check "another disk is read" timeout 10 dd if=/dev/mapper/quick of=/dev/null bs=1M count=4 iflag=direct status=none
+check "and one is attached" timeout 20 cowctl --socket "$RUN/control.sock" attach --name third "raw:$(vol cow4)"
+check "the frozen one waits" test "$(state slow)" = recovering
+kill -CONT "$(cat "$WORK/top.pid")"
+served() { [[ $(state slow) = active ]]; }
+check "and is served when its server goes on" until_true 90 served
+check "it can be read" timeout 30 dd if=/dev/mapper/slow of=/dev/null bs=1M count=4 iflag=direct status=none
+for name in slow quick third; do need ctl detach "$name"; done
+check "no connection is left" until_true 15 eval "test \$(connected 10812) = 0"
+
+# --- cowd-nbd is killed while it is waited for ---
+kept=(cowd-nbd --backend kept --hold "$WORK/hold" nbd://127.0.0.1:10812/top)
+need until_true 10 eval "test \$(keepers) = 0"
+touch "$WORK/hold"
+need "${kept[@]}"
+device=/dev/$(basename "$(dirname "$(grep -lx kept /sys/block/nbd*/backend)")")
+exec {user}<"$device"
+kill -KILL "$(pgrep -x cowd-nbd)"
+check "started again it goes on" "${kept[@]}"
+check "with the same device" test "$(connected kept)" = 1
+check "which one program keeps" until_true 5 eval "test \$(keepers) = 1"
+exec {user}<&-
+check "open until it is not waited for" test "$(connected kept)" = 1
+rm "$WORK/hold"
+check "and gone then" until_true 10 eval "test \$(connected kept) = 0"
+check "with its program" until_true 10 eval "! pgrep -x cowd-nbd"
 
 # --- a base whose server may be lost for three seconds ---
 cat >"$WORK/disks.d/short.toml" <<-END

@@ -14,8 +14,10 @@
 #include "cowd/core/backing.hh"
 #include "cowd/core/disk_options.hh"
 #include "cowd/core/error.hh"
+#include "cowd/core/helper.hh"
 #include "cowd/core/iscsi.hh"
 #include "cowd/core/iscsi_record.hh"
+#include "cowd/core/left_events.hh"
 #include "cowd/core/spec.hh"
 #include "cowd/core/toml.hh"
 
@@ -54,6 +56,40 @@ class BackingTest : public testing::Test {
   }
   fs::path dir_;
 };
+
+TEST_F(BackingTest, WhatNobodyHeardIsLeftForTheNextOne) {
+  EXPECT_TRUE(take_left_events(dir_).empty());
+  leave_event(dir_ / "none", {"e-00000001", "Nowhere."});
+  leave_event(dir_, {"e-00000001", "Two\nlines."});
+  write("more",
+        read("left-events") + "e-00000002 By the script.\nno id\ne-00000003 \xff\ne-0000004\n");
+  fs::rename(dir_ / "more", dir_ / "left-events");
+  const auto events = take_left_events(dir_);
+  ASSERT_EQ(events.size(), 2U);
+  EXPECT_EQ(events[0].id, "e-00000001");
+  EXPECT_EQ(events[0].sentence, "Two lines.");
+  EXPECT_EQ(events[1].sentence, "By the script.");
+  EXPECT_TRUE(fs::is_empty(dir_));
+  for (int i = 0; i < 100; ++i) leave_event(dir_, {"e-00000005", std::string(10000, 'x')});
+  EXPECT_LT(fs::file_size(dir_ / "left-events"), 70000U);
+  EXPECT_EQ(fs::status(dir_ / "left-events").permissions(), fs::perms(0600));
+}
+
+TEST_F(BackingTest, HoldFilesOfTheDeadGo) {
+  const HoldFile alive(dir_);
+  write("helper-abcdef", "");
+  write("lock", "");
+  remove_left_hold_files(dir_);
+  EXPECT_TRUE(fs::exists(alive.path()));
+  EXPECT_FALSE(fs::exists(dir_ / "helper-abcdef"));
+  EXPECT_TRUE(fs::exists(dir_ / "lock"));
+  std::string path;
+  {
+    const HoldFile ended(dir_);
+    path = ended.path();
+  }
+  EXPECT_FALSE(fs::exists(path));
+}
 
 const Component kTarget = parse_spec("raw:iscsi://san/iqn.2004-10.com.example%3Ad/3").top;
 const Component kExport = parse_spec("raw:nbd://server/base").top;

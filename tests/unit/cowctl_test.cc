@@ -28,6 +28,7 @@
 
 #include "build/config.h"
 #include "cowd/core/json_lines.hh"
+#include "cowd/core/left_events.hh"
 #include "cowd/cowctl/host_settings.hh"
 #include "cowd/cowctl/output.hh"
 #include "cowd/cowctl/progress.hh"
@@ -451,6 +452,11 @@ TEST_F(Cowctl, GivesAnIdToAFailureThatCowdNeverSaw) {
   EXPECT_NE(result.err.find("No cowd listens on " + socket_), std::string::npos);
   EXPECT_EQ(result.out,
             "public: The disk xvda cannot be attached. " + result.err.substr(at, 12) + "\n");
+  // And the next cowd has it.
+  const auto left = cowd::take_left_events(fs::path(socket_).parent_path());
+  ASSERT_EQ(left.size(), 1u);
+  EXPECT_EQ("[" + left[0].id + "]", result.err.substr(at, 12));
+  EXPECT_NE(left[0].sentence.find("backend/vbd/7/51712: No cowd listens"), std::string::npos);
 }
 
 TEST_F(Cowctl, GivesUpInTime) {

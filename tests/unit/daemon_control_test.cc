@@ -16,6 +16,7 @@
 #include "cowd/core/run.hh"
 #include "cowd/daemon/commands.hh"
 #include "cowd/daemon/control_server.hh"
+#include "cowd/daemon/signal_event.hh"
 
 namespace cowd {
 namespace {
@@ -23,8 +24,33 @@ namespace {
 namespace asio = boost::asio;
 using nlohmann::json;
 
+// What a command that hangs waits for, and what it finds then.
+struct Hanging {
+  explicit Hanging(asio::any_io_executor executor) : released(std::move(executor)) {}
+  SignalEvent released;
+  bool held = true;
+  bool gone = false;
+  int told = 0;
+};
+std::shared_ptr<Hanging> hanging;
+
+Task<json> hang(std::shared_ptr<ControlServer::Caller> caller) {
+  const auto own = hanging;
+  while (own->held) co_await own->released.wait();
+  own->gone = caller->gone();
+  json line = {{"progress", {{"done", 1}}}};
+  try {
+    co_await caller->tell(line);
+  } catch (const Error& error) {
+    own->told = error.code();
+  }
+  if (own->gone) throw Error(ECANCELED, "It was given up.");
+  co_return json::object();
+}
+
 Task<json> fake(const std::string& command, JsonArguments& arguments,
-                const ControlServer::Tell& tell) {
+                std::shared_ptr<ControlServer::Caller> caller) {
+  if (command == "hang") co_return co_await hang(caller);
   if (command == "fail") throw Error(EBUSY, "The disk is busy.");
   if (command == "defect") throw std::runtime_error("a defect");
   if (command == "huge") {
@@ -35,7 +61,7 @@ Task<json> fake(const std::string& command, JsonArguments& arguments,
   if (command == "long") {
     json line;
     line["progress"]["done"] = 1;
-    co_await tell(line);
+    co_await caller->tell(line);
   }
   json result;
   result["echo"] = arguments.string("text").value_or("");
@@ -155,6 +181,49 @@ TEST_F(ControlTest, NoMoreClientsThanAllowed) {
   auto fourth = connect();
   json request = {{"cmd", "say"}};
   EXPECT_EQ(ask(*fourth, request)["ok"], true);
+}
+
+TEST_F(ControlTest, AClientThatHangsUpGivesBackItsPlaceAlsoWhereItsRequestHangs) {
+  hanging = std::make_shared<Hanging>(io.get_executor());
+  json hang = {{"cmd", "hang"}};
+  for (int i = 0; i < 3; ++i) {  // one more than may be there at once
+    auto client = connect();
+    run_to_end(io, client->write(hang));
+    settle();
+    EXPECT_EQ(served, i);
+    client.reset();
+    settle();
+    EXPECT_EQ(served, i + 1);
+  }
+  auto other = connect();
+  json say = {{"cmd", "say"}};
+  EXPECT_EQ(ask(*other, say)["ok"], true);
+  EXPECT_TRUE(events.after(0).empty());
+  hanging->held = false;
+  hanging->released.notify();
+  settle();
+  EXPECT_TRUE(hanging->gone);
+  EXPECT_EQ(hanging->told, EPIPE);
+  EXPECT_EQ(events.after(0).size(), 3U);  // how it ended is told all the same
+  EXPECT_EQ(events.after(0).at(0).message, "It was given up.");
+}
+
+TEST_F(ControlTest, ARequestThatIsSentEarlyIsNoHangUp) {
+  hanging = std::make_shared<Hanging>(io.get_executor());
+  auto client = connect();
+  json hang = {{"cmd", "hang"}};
+  json say = {{"cmd", "say"}, {"text", "early"}};
+  run_to_end(io, client->write(hang));
+  settle();
+  run_to_end(io, client->write(say));
+  settle();
+  EXPECT_EQ(served, 0);
+  hanging->held = false;
+  hanging->released.notify();
+  EXPECT_EQ((*run_to_end(io, client->read()))["progress"]["done"], 1);
+  EXPECT_EQ((*run_to_end(io, client->read()))["ok"], true);
+  EXPECT_FALSE(hanging->gone);
+  EXPECT_EQ((*run_to_end(io, client->read()))["result"]["echo"], "early");
 }
 
 TEST_F(ControlTest, EventsAreShownAndFollowed) {

@@ -304,6 +304,25 @@ TEST(DscowImage, APreserveThatFailsCanBeRepeated) {
   EXPECT_EQ(run(leaf_granules(world.image())), (std::set<uint64_t>{17, 18, 19}));
 }
 
+// cowd is killed after that, and its note says transient.
+TEST(DscowImage, APreservedStoreIsTakenUpAsWhatItIs) {
+  const auto top = make_store(kGiB);
+  World world(top, nullptr);
+  run(world.attach(Durability::transient));
+  run(world.promote(17, 3));
+  run(world.image().preserve());
+  EXPECT_EQ(failure_of(world.attach(Durability::transient)).first, EINVAL);
+  run(world.attach(Durability::transient, true));
+  EXPECT_EQ(run(leaf_granules(world.image())), (std::set<uint64_t>{17, 18, 19}));
+  run(world.promote(5));
+  run(world.detach());
+  // Closed, but its note was not removed yet.
+  run(world.attach(Durability::transient, true));
+  run(world.detach());
+  run(world.attach(Durability::flush));
+  EXPECT_EQ(run(leaf_granules(world.image())), (std::set<uint64_t>{5, 17, 18, 19}));
+}
+
 TEST(DscowImage, TellsItsNumbers) {
   World world(make_store(kGiB), nullptr);
   run(world.attach());
