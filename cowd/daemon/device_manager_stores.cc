@@ -85,7 +85,8 @@ Task<> DeviceManager::format_store(const TransientStore& store, const Backing& b
 Task<> DeviceManager::remove_store(const std::string& device, const TransientStore& store) {
   std::string why;
   try {
-    co_await blocking(&TransientStores::remove, &transient_, store);
+    co_await blocking(&TransientStores::remove, &transient_, store,
+                      TransientStores::Saved::stays);
   } catch (const std::exception& error) {
     why = error.what();
   }
@@ -164,7 +165,8 @@ Task<> DeviceManager::delete_store_here(std::string uuid) {
       throw Error(EBUSY, text("The store ", uuid, " is in use. It goes with its domain."));
     std::exception_ptr error;
     try {
-      co_await blocking(&TransientStores::remove, &transient_, store);
+      co_await blocking(&TransientStores::remove, &transient_, store,
+                        TransientStores::Saved::goes);
     } catch (...) {
       error = std::current_exception();
     }
