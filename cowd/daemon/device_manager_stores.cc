@@ -183,6 +183,10 @@ Task<> DeviceManager::delete_store_here(std::string uuid) {
 
 // --- devices of domains -----------------------------------------------------
 
+Task<dm::Info> DeviceManager::mapping(std::string name) {
+  co_return co_await blocking(dm::info, name);
+}
+
 Task<> DeviceManager::leave(std::string name, Device::Leaving how) {
   return on(strand_, leave_here(std::move(name), how));
 }
