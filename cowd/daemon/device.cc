@@ -161,6 +161,7 @@ Task<> Device::removed_by_others() {
     failed("io-error", text("The store of ", name_, " could not be marked clean. ", error.what()));
   }
   close_backings();
+  while (writing_) co_await changed_.wait();
   environment_.run_dir->remove(name_);
   event("detached", sentence, {});
   on_gone_();
@@ -208,7 +209,21 @@ void Device::cut_file(uint64_t bytes) {
         {name_, {}});
 }
 
-Task<> Device::write_entry() { co_await blocking(&RunDir::write, environment_.run_dir, entry_); }
+// One at a time, so that what is noted last is what stays. What is gone has no note.
+Task<> Device::write_entry() {
+  while (writing_) co_await changed_.wait();
+  if (gone_) co_return;
+  writing_ = true;
+  std::exception_ptr error;
+  try {
+    co_await blocking(&RunDir::write, environment_.run_dir, entry_);
+  } catch (...) {
+    error = std::current_exception();
+  }
+  writing_ = false;
+  changed_.notify();
+  if (error) std::rethrow_exception(error);
+}
 
 Task<> Device::remove_dm_device() { co_await blocking(dm::remove, name_); }
 
@@ -218,7 +233,7 @@ Task<> Device::wait_for_end() {
 }
 
 Task<> Device::wait_for_users() {
-  while (users_) co_await changed_.wait();
+  while (users_ || writing_) co_await changed_.wait();
 }
 
 Task<> Device::detach() {

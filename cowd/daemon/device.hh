@@ -180,6 +180,7 @@ class Device : public SessionObserver, public std::enable_shared_from_this<Devic
 
   SignalEvent changed_;
   const char* busy_ = nullptr;  // what is being done to it: "detached"
+  bool writing_ = false;        // its note
   unsigned users_ = 0;          // requests that are inside the image
   bool supervised_ = false;     // supervise() runs
   bool stopping_ = false;

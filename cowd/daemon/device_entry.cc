@@ -51,6 +51,7 @@ nlohmann::json to_json(const DomainNote& domain) {
           {"name", domain.name},
           {"asked", domain.asked},
           {"vbds", domain.vbds},
+          {"last_vbd", domain.last_vbd},
           {"keep", domain.keep},
           {"keep_on_reboot", domain.keep_on_reboot}};
 }
@@ -62,6 +63,7 @@ DomainNote domain_from_json(const nlohmann::json& json) {
   domain.name = json.at("name").get<std::string>();
   domain.asked = json.at("asked").get<std::string>();
   domain.vbds = json.at("vbds").get<std::vector<std::string>>();
+  domain.last_vbd = json.value("last_vbd", "");  // not of older ones
   domain.keep = json.at("keep").get<bool>();
   domain.keep_on_reboot = json.at("keep_on_reboot").get<bool>();
   return domain;

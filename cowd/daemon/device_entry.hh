@@ -22,8 +22,9 @@ struct DomainNote {
   std::string name;               // of the domain, for people
   std::string asked;              // the specification as the domain's configuration has it
   std::vector<std::string> vbds;  // backend/vbd/DOMID/DEVID, those that use it
+  std::string last_vbd;           // the one that was the last to leave, once all have left
   // Its transient store outlives it: it was seen suspended (a save, a migration), or
-  // rebooting with keep_on_reboot.
+  // rebooting with keep_on_reboot. Once all have left this is final, for the next cowd too.
   bool keep = false;
   bool keep_on_reboot = false;
 };

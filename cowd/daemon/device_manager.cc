@@ -72,7 +72,13 @@ Task<> DeviceManager::finish(DevicePtr device) {
   if (entry.store) store_uuids_.erase(entry.store->uuid);
   devices_.erase(entry.name);
   stores_.release(entry.name);
+  const std::lock_guard lock(tell_mutex_);
   if (tell_gone_) tell_gone_(entry);
+}
+
+void DeviceManager::on_gone(std::function<void(const DeviceEntry&)> tell) {
+  const std::lock_guard lock(tell_mutex_);
+  tell_gone_ = std::move(tell);
 }
 
 // --- attach -----------------------------------------------------------------

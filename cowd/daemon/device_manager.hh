@@ -8,6 +8,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <set>
@@ -15,8 +16,10 @@
 #include <utility>
 #include <vector>
 
+#include "cowd/daemon/attach_request.hh"
 #include "cowd/daemon/config.hh"
 #include "cowd/daemon/device.hh"
+#include "cowd/daemon/domain_devices.hh"
 #include "cowd/daemon/signal_event.hh"
 #include "cowd/daemon/store_removals.hh"
 #include "cowd/daemon/stores.hh"
@@ -26,26 +29,13 @@ namespace cowd {
 
 class Undo;
 
-struct AttachRequest {
-  std::string spec;
-  std::string name;  // empty: made from the specification
-  std::optional<Durability> durability;
-  bool read_only = false;
-  std::optional<bool> queue_if_no_daemon;
-  std::optional<unsigned> no_daemon_seconds;
-  std::optional<uint64_t> max_extents;
-  DomainNote domain;  // whose disk it will be; nobody's with an empty vm_uuid
-  // Any thread. Once it says no, all is undone as soon as what the disk lies on lets it.
-  std::function<bool()> wanted;
-};
-
 // The coroutines may be awaited from any executor; they run on the manager's strand
 // and, where they work on one device, on that device's.
-class DeviceManager {
+class DeviceManager : public DomainDevices {
  public:
   DeviceManager(boost::asio::io_context& io, const Config& config, DeviceEnvironment environment);
 
-  Task<nlohmann::json> attach(AttachRequest request);
+  Task<nlohmann::json> attach(AttachRequest request) override;
   // `device`: a name, a path below /dev/mapper, or a specification, here and below.
   Task<> detach(std::string device);
   Task<> pause(std::string device);
@@ -56,24 +46,19 @@ class DeviceManager {
                            std::optional<uint64_t> length);
   Task<nlohmann::json> stats(std::optional<std::string> device);
 
-  // Begins a detach that ends at the last close (Device::leave). A device that is gone
-  // already is fine.
-  Task<> leave(std::string name, Device::Leaving how);
-  // Device::abandon. A device that is gone already is fine.
-  Task<> abandon(std::string name);
-  Task<> note(std::string name, std::function<void(DeviceEntry&)> change);
-  Task<std::vector<DeviceEntry>> entries();
-  Task<std::optional<DeviceEntry>> entry(std::string name);
-  // Stores::hindered.
-  Task<std::string> hindered(StoreIdentity store, bool writes);
-  // Called on an unknown strand when a device, and what was made for it, is gone.
-  void on_gone(std::function<void(const DeviceEntry&)> tell) { tell_gone_ = std::move(tell); }
+  Task<dm::Info> mapping(std::string name) override;
+  Task<> leave(std::string name, Device::Leaving how) override;
+  Task<> abandon(std::string name) override;
+  Task<> note(std::string name, std::function<void(DeviceEntry&)> change) override;
+  Task<> mark_saved(std::string name, bool saved) override;
+  Task<std::vector<DeviceEntry>> entries() override;
+  Task<std::optional<DeviceEntry>> entry(std::string name) override;
+  Task<std::string> hindered(StoreIdentity store, bool writes) override;
+  void on_gone(std::function<void(const DeviceEntry&)> tell) override;
 
   // Transient stores of this host and, as far as they can be seen, of others.
   Task<nlohmann::json> stores();
   Task<> delete_store(std::string uuid);
-  // The disk of a saved domain has run again (false), or is to be kept (true).
-  Task<> mark_saved(std::string name, bool saved);
 
   // The devices whose store can run out of room before it is as large as it may be.
   Task<std::vector<SpaceUser>> space_users();
@@ -136,8 +121,10 @@ class DeviceManager {
   std::set<std::string> store_uuids_;  // of the transient stores that devices have
   bool stores_cleaned_ = false;        // what an earlier cowd left of them
   SignalEvent changed_;
-  std::function<void(const DeviceEntry&)> tell_gone_;
   bool stopping_ = false;
+
+  std::mutex tell_mutex_;
+  std::function<void(const DeviceEntry&)> tell_gone_;
 };
 
 }  // namespace cowd

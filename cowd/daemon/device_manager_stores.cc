@@ -152,7 +152,8 @@ Task<> DeviceManager::delete_store_here(std::string uuid) {
       throw Error(EBUSY, text("The store ", uuid, " is in use. It goes with its domain."));
     std::exception_ptr error;
     try {
-      co_await blocking(&TransientStores::remove, &transient_, store);
+      co_await blocking(&TransientStores::remove, &transient_, store,
+                        TransientStores::Saved::goes);
     } catch (...) {
       error = std::current_exception();
     }
@@ -169,6 +170,10 @@ Task<> DeviceManager::delete_store_here(std::string uuid) {
 }
 
 // --- devices of domains -----------------------------------------------------
+
+Task<dm::Info> DeviceManager::mapping(std::string name) {
+  co_return co_await blocking(dm::info, name);
+}
 
 Task<> DeviceManager::leave(std::string name, Device::Leaving how) {
   return on(strand_, leave_here(std::move(name), how));

@@ -25,7 +25,8 @@ MAN_PAGES += docs/man/cowd.8 docs/man/cowd.toml.5
 
 # --- tests of it ---
 
-daemon-tests := daemon_logic_test daemon_session_test daemon_device_test daemon_control_test daemon_transient_test daemon_space_test
+daemon-tests := daemon_logic_test daemon_session_test daemon_device_test daemon_control_test daemon_transient_test \
+  daemon_space_test daemon_vbds_test
 
 UNIT_TESTS += $(daemon-tests)
 daemon_logic_test_SRCS := tests/unit/daemon_logic_test.cc
@@ -35,6 +36,7 @@ build/tests/unit/daemon_device_test: | build/plugins/dscow.so build/plugins/raw.
 daemon_control_test_SRCS := tests/unit/daemon_control_test.cc
 daemon_transient_test_SRCS := tests/unit/daemon_transient_test.cc
 daemon_space_test_SRCS := tests/unit/daemon_space_test.cc
+daemon_vbds_test_SRCS := tests/unit/daemon_vbds_test.cc
 
 $(foreach t,$(daemon-tests),$(eval $(t)_LDLIBS := $(DAEMON_LDLIBS)))
 $(foreach t,$(daemon-tests),$(eval $(t)_USES := libdmu))

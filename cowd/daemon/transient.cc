@@ -85,6 +85,15 @@ std::string only_ours(const TransientStore& store, const std::string& host_id) {
               "\"");
 }
 
+// Whoever removes what became worthless may have seen less than who marked it.
+void refuse_saved(const TransientStore& store) {
+  if (store.saved)
+    throw Error(EBUSY, text("The transient store ", store.path,
+                            " is marked as that of a saved domain, so it is not removed. If that "
+                            "is not to come back, say cowctl delete ",
+                            store.uuid, "."));
+}
+
 // GROUP/NAME, as LVM's commands want it.
 std::string name_of(const TransientStore& store) { return store.path.substr(5); }
 
@@ -282,7 +291,7 @@ TransientStore TransientStores::create_volume(const TransientStore& wanted) {
 void TransientStores::drop_new_volume(const std::string& uuid) noexcept {
   try {
     for (const lvm::Volume& volume : lvm::volumes(text("lv_tags=\"cowd.store=", uuid, "\"")))
-      if (has_tag(volume, kTag)) remove_volume(volume);
+      if (has_tag(volume, kTag)) remove_volume(volume, Saved::stays);
   } catch (const std::exception&) {
   }
 }
@@ -323,12 +332,13 @@ void TransientStores::mark_saved(const TransientStore& wanted, bool saved) {
                              " changed while it was marked as saved: try again."));
 }
 
-void TransientStores::remove(const TransientStore& wanted) {
-  if (!wanted.lv_uuid.empty()) return remove_volume(our_volume(wanted));
+void TransientStores::remove(const TransientStore& wanted, Saved saved) {
+  if (!wanted.lv_uuid.empty()) return remove_volume(our_volume(wanted), saved);
   const std::lock_guard lock(files_mutex_);
   const transient::Directory directory(wanted.where, host_id_);
   const auto now = directory.find(wanted.uuid);
   require_ours(wanted, now);
+  if (saved == Saved::stays) refuse_saved(*now);
   directory.remove(*now);
 }
 
@@ -340,8 +350,9 @@ lvm::Volume TransientStores::our_volume(const TransientStore& wanted) const {
   return *found;
 }
 
-void TransientStores::remove_volume(const lvm::Volume& volume) const {
+void TransientStores::remove_volume(const lvm::Volume& volume, Saved saved) const {
   const TransientStore store = store_of(volume);
+  if (saved == Saved::stays) refuse_saved(store);
   if (volume.open)
     throw Error(EBUSY, text("The transient store ", store.path,
                             " is open, so it is not removed; detach what uses it."));
@@ -353,9 +364,10 @@ void TransientStores::remove_volume(const lvm::Volume& volume) const {
                                 ", which is not what its tags say. Look at it, and remove it with "
                                 "lvremove if nobody needs it."));
   }
-  const std::string said =
-      lvm::run(text("Removing the transient store ", store.path),
-               {"lvremove", "--yes", "--select", only_ours(store, host_id_), name_of(store)});
+  std::string which = only_ours(store, host_id_);
+  if (saved == Saved::stays) which += text(" && lv_tags!=\"", kSavedTag, "\"");
+  const std::string said = lvm::run(text("Removing the transient store ", store.path),
+                                    {"lvremove", "--yes", "--select", which, name_of(store)});
   if (said.find("successfully removed") == std::string::npos)
     throw Error(ESTALE, text("The transient store ", store.path,
                              " changed while it was about to be removed; it is still there."));

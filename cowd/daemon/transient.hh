@@ -18,7 +18,8 @@
 //   removal of a file: the file, then the note, the directory synced after each
 //
 // What stands in the way of a removal: another host's tags or note, none at all, a
-// header of somebody else (an unformatted store of zeroes is nobody's), an open device or file.
+// header of somebody else (an unformatted store of zeroes is nobody's), an open device or file,
+// the mark of a saved domain's store.
 // dscow's header has the owner's machine id and, if it was created with -o uuid=, the store's uuid:
 // both must be those of the tags as far as they are there.
 #pragma once
@@ -78,9 +79,11 @@ class TransientStores {
   // Durable when it returns.
   void mark_saved(const TransientStore& store, bool saved);
 
-  // EPERM: another host's; EUCLEAN: tags and header disagree; EBUSY: somebody has it open;
-  // ENOENT: there is none (any more).
-  void remove(const TransientStore& store);
+  // What is marked as saved goes only if that is said. EPERM: another host's; EUCLEAN: tags and
+  // header disagree; EBUSY: somebody has it open, or its saved domain may come for it; ENOENT:
+  // there is none (any more).
+  enum class Saved { stays, goes };
+  void remove(const TransientStore& store, Saved saved = Saved::stays);
 
   // Those of all volume groups and of these directories, other hosts' too. What cannot be looked
   // at is left out; complaints, where given, gets a sentence for each.
@@ -98,7 +101,7 @@ class TransientStores {
   TransientStore create_volume(const TransientStore& wanted);
   void drop_new_volume(const std::string& uuid) noexcept;
   lvm::Volume our_volume(const TransientStore& wanted) const;
-  void remove_volume(const lvm::Volume& volume) const;
+  void remove_volume(const lvm::Volume& volume, Saved saved) const;
 
   const std::string host_id_;
   const std::string boot_id_;

@@ -8,21 +8,24 @@
 // are looked for again. One device may have several nodes: those of one VM (a migration on
 // one host has two domains for a while) and domain 0's (pygrub reads the disk first).
 //
-// What happens to a transient store is decided by why its domain ended: see depart().
+// What happens to a transient store is decided by why its domain ended: see decide().
 #pragma once
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/strand.hpp>
+#include <chrono>
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "cowd/daemon/config.hh"
-#include "cowd/daemon/device_manager.hh"
+#include "cowd/daemon/domain_devices.hh"
 #include "cowd/daemon/event_ring.hh"
 #include "cowd/daemon/signal_event.hh"
 #include "cowd/daemon/xen_thread.hh"
@@ -32,8 +35,14 @@ namespace cowd {
 // The coroutines may be awaited from any executor.
 class Vbds {
  public:
-  Vbds(boost::asio::io_context& io, DeviceManager& devices, EventRing& events,
-       const Config& config, std::unique_ptr<XenHost> host);
+  // How often is looked for what makes no event, and how soon what failed is tried again.
+  struct Pauses {
+    std::chrono::milliseconds look{1000};
+    std::chrono::milliseconds again{5000};
+  };
+
+  Vbds(boost::asio::io_context& io, DomainDevices& devices, EventRing& events, const Config& config,
+       std::unique_ptr<XenHost> host, Pauses pauses);
   ~Vbds();
 
   // At start, when the manager has taken up its devices.
@@ -53,28 +62,40 @@ class Vbds {
 
   Task<nlohmann::json> add_here(std::string path, std::function<Task<>()> still_wanted);
   Task<DiskPtr> join_or_make(const Node& node);
+  Task<DiskPtr> join(const Node& node, const std::string& asked);
+  Task<DiskPtr> make(const Node& node, const DiskSpec& spec, const std::string& asked,
+                     bool keep_on_reboot);
+  Task<bool> is_used(DiskPtr disk);
   Task<> attach(DiskPtr disk, const Node& node);
   Task<> check_others(const Node& node, const DiskSpec& spec);
   Task<nlohmann::json> answer(const Disk& disk);
   Task<> start_here();
+  void take_up(const DeviceEntry& entry);
   Task<nlohmann::json> list_here();
   Task<> remove_here(std::string path);
   Task<> depart(std::string path);
-  Task<> leave(DiskPtr disk, Device::Leaving how, bool keep);
+  Device::Leaving decide(Disk& disk, const std::optional<std::vector<XenDomain>>& domains);
+  Task<> leave(DiskPtr disk, Device::Leaving how);
+  Task<> mark_saved(DiskPtr disk, bool saved);
   Task<> look_at_domains();
   Task<> look_at_node(std::string path);
   Task<> look_at_other(std::string path);
   Task<> until_it_runs(DiskPtr disk);
+  Task<> until_it_goes_on(DiskPtr disk);
+  void watch_kept(DiskPtr disk);
   Task<> note(DiskPtr disk);
-  void changed(const std::vector<std::string>& paths);
+  void hear(std::vector<std::string> paths);
+  void changed();
   void gone(const std::string& device);
   void spawn(Task<> task, const std::string& what);
   DiskPtr find(const std::string& path) const;
   DiskPtr find_same(const Node& node, const std::string& asked) const;
+  DiskPtr find_rival(const Node& node, const std::string& asked) const;
 
-  DeviceManager& devices_;
+  DomainDevices& devices_;
   EventRing& events_;
   const Config& config_;
+  const Pauses pauses_;
   boost::asio::strand<boost::asio::io_context::executor_type> strand_;
 
   // On strand_:
@@ -82,6 +103,9 @@ class Vbds {
   std::set<std::string> departing_;       // paths
   bool started_ = false;
   SignalEvent changed_;
+
+  std::mutex heard_mutex_;
+  std::set<std::string> heard_;  // paths that changed, for the next changed()
 
   XenThread xen_;
 };

@@ -46,7 +46,8 @@ Task<Vbds*> XenLink::get_here() {
   try {
     auto directories = PluginLoader::default_directories(config_.paths.plugin_dirs);
     auto host = co_await blocking(open_shared, directories);
-    auto vbds = std::make_unique<Vbds>(io_, devices_, events_, config_, std::move(*host));
+    auto vbds =
+        std::make_unique<Vbds>(io_, devices_, events_, config_, std::move(*host), Vbds::Pauses());
     co_await vbds->start();
     vbds_ = std::move(vbds);
   } catch (...) {

@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 
+#include "cowd/daemon/device_manager.hh"
 #include "cowd/daemon/vbds.hh"
 
 namespace cowd {

@@ -41,8 +41,7 @@ XenThread::XenThread(std::unique_ptr<XenHost> host, Changed changed)
   state_->host = std::move(host);
   state_->changed = std::move(changed);
   state_->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  if (state_->wake < 0)
-    throw Error(errno, "There is no file descriptor left to talk to Xen with.");
+  if (state_->wake < 0) throw Error(errno, "There is no file descriptor left to talk to Xen with.");
   std::function<void()> body = [state = state_] { run(state); };
   if (!start_thread(std::move(body), kStack))
     throw Error(EAGAIN, "No thread could be started to talk to Xen.");
@@ -67,34 +66,47 @@ void XenThread::queue(std::function<void(XenHost&)> work) {
   ring(state_->wake);
 }
 
+// In rounds: what has changed is told first, then what had been asked by then is done. So neither a
+// flood of events nor one of questions holds up the other.
 void XenThread::run(std::shared_ptr<State> state) {
   int events = state->host->fd();
   for (;;) {
     pollfd fds[] = {{state->wake, POLLIN, 0}, {events, POLLIN, 0}};
     poll(fds, 2, -1);
     silence(state->wake);
-    for (;;) {
+    if (events >= 0 && fds[1].revents && !tell_changes(*state)) events = -1;
+    size_t round;
+    {
+      std::lock_guard lock(state->mutex);
+      round = state->work.size();
+    }
+    for (;; --round) {
       std::function<void(XenHost&)> work;
       {
         std::lock_guard lock(state->mutex);
         if (state->stopping) return;
-        if (state->work.empty()) break;
+        if (!round || state->work.empty()) break;
         work = std::move(state->work.front());
         state->work.pop_front();
       }
       work(*state->host);
     }
-    if (events < 0 || !fds[1].revents) continue;
-    std::vector<std::string> paths;
-    try {
-      paths = state->host->changes();
-    } catch (const Error& error) {
-      log(Level::error, text(error.what(), " cowd hears of changes no more until it is restarted."));
-      events = -1;
-    }
-    std::lock_guard lock(state->mutex);
-    if (!paths.empty() && state->changed) state->changed(std::move(paths));
   }
+}
+
+// False: there will be no more.
+bool XenThread::tell_changes(State& state) {
+  std::vector<std::string> paths;
+  bool fine = true;
+  try {
+    paths = state.host->changes();
+  } catch (const Error& error) {
+    log(Level::error, text(error.what(), " cowd hears of changes no more until it is restarted."));
+    fine = false;
+  }
+  std::lock_guard lock(state.mutex);
+  if (!paths.empty() && state.changed) state.changed(std::move(paths));
+  return fine;
 }
 
 }  // namespace cowd

@@ -77,6 +77,7 @@ class XenThread {
 
   void queue(std::function<void(XenHost&)> work);
   static void run(std::shared_ptr<State> state);
+  static bool tell_changes(State& state);
 
   std::shared_ptr<State> state_;
 };

@@ -59,6 +59,8 @@ refuses "one in use stays" EBUSY tool remove "$uuid"
 need ctl detach first
 check "save" tool save "$uuid"
 check "it is saved" test "$(tool find "$VG" "$VM" xvda | field .uuid)" = "$uuid"
+refuses "a saved one stays" EBUSY tool remove "$uuid"
+check "LVM's selection leaves it out, too" test -z "$(lvs_of lv_name "lv_uuid=$lv && lv_tags!=\"cowd.saved\"")"
 tool find "$VG" "$VM" xvdb >/dev/null
 check "not that of another disk" test $? = 3
 need lvm_on lvchange -qq -an "$VG/${path##*/}"
@@ -67,9 +69,14 @@ check "and is active then" test -b "$path"
 check "unsave" tool unsave "$uuid"
 tool find "$VG" "$VM" xvda >/dev/null
 check "it is not saved any more" test $? = 3
+check "LVM's selection has it now" test -n "$(lvs_of lv_name "lv_uuid=$lv && lv_tags!=\"cowd.saved\"")"
 check "remove" tool remove "$uuid"
 check "it is gone" test ! -e "$path" -a "$(count)" = 0
 refuses "twice is refused" ENOENT tool remove "$uuid"
+uuid=$(tool create "$VG" 4194304 "$VM" xvda | field .uuid)
+check "another one is saved" tool save "$uuid"
+check "and deleted" tool delete "$uuid"
+check "nothing is left of it" test "$(count)" = 0
 
 # --- what stays ---
 
@@ -128,7 +135,8 @@ refuses "a file behind a loop device stays" EBUSY tool remove "$uuid" "$DIR"
 need ctl detach file
 check "save a file" tool save "$uuid" "$DIR"
 check "it is found" test "$(tool find "$DIR" "$VM" xvda | field .uuid)" = "$uuid"
-check "remove it" tool remove "$uuid" "$DIR"
+refuses "a saved file stays" EBUSY tool remove "$uuid" "$DIR"
+check "until it is deleted" tool delete "$uuid" "$DIR"
 check "nothing of it stays" test -z "$(ls -A "$DIR")"
 
 # --- as cowd makes them ---

@@ -3,10 +3,11 @@
 //
 //   transient-tool [--host ID] create WHERE BYTES VM VDEV
 //   transient-tool [--host ID] scan [DIRECTORY...]
-//   transient-tool [--host ID] save|unsave|remove UUID [DIRECTORY...]
+//   transient-tool [--host ID] save|unsave|remove|delete UUID [DIRECTORY...]
 //   transient-tool [--host ID] find WHERE VM VDEV
 //
-// Prints stores as JSON, a line each. Status 1 and the sentence for an Error.
+// remove is what cowd does with a store that is worthless, delete what an operator may do with a
+// saved one. Prints stores as JSON, a line each. Status 1 and the sentence for an Error.
 #include <cstdio>
 #include <cstring>
 #include <iostream>
@@ -41,7 +42,7 @@ void print(const TransientStore& store) {
 }
 
 int usage() {
-  std::cerr << "usage: transient-tool [--host ID] create|scan|save|unsave|remove|find ...\n";
+  std::cerr << "usage: transient-tool [--host ID] create|scan|save|unsave|remove|delete|find ...\n";
   return 2;
 }
 
@@ -63,6 +64,8 @@ int run(cowd::TransientStores& stores, const std::string& command,
     stores.mark_saved(by_uuid(stores, words), command == "save");
   } else if (command == "remove" && !words.empty()) {
     stores.remove(by_uuid(stores, words));
+  } else if (command == "delete" && !words.empty()) {
+    stores.remove(by_uuid(stores, words), cowd::TransientStores::Saved::goes);
   } else if (command == "find" && words.size() == 3) {
     const auto store = stores.find_saved(words[0], {words[1], words[2]});
     if (!store) return 3;

@@ -290,6 +290,11 @@ DeviceEntry an_entry(const std::string& name) {
   entry.paused = true;
   entry.max_extents = 7;
   entry.top_mapped = false;
+  entry.domain.vm_uuid = "c0ffee00-0000-4000-8000-000000000001";
+  entry.domain.vdev = "xvda";
+  entry.domain.vbds = {"backend/vbd/3/51712"};
+  entry.domain.last_vbd = "backend/vbd/2/51712";
+  entry.domain.keep = true;
   return entry;
 }
 
@@ -314,6 +319,17 @@ TEST(RunDir, GivesBackWhatWasNoted) {
   EXPECT_EQ(to_json(entry), to_json(an_entry(entry.name)));
   dir.remove("one");
   EXPECT_EQ(dir.list().entries.size(), 1U);
+}
+
+// Guests run on while cowd is upgraded.
+TEST(RunDir, NotesOfAnOlderCowdAreRead) {
+  nlohmann::json json = to_json(an_entry("one"));
+  json["domain"].erase("last_vbd");
+  json.erase("top_mapped");
+  const DeviceEntry entry = entry_from_json(json);
+  EXPECT_EQ(entry.domain.last_vbd, "");
+  EXPECT_TRUE(entry.domain.keep);
+  EXPECT_TRUE(entry.top_mapped);
 }
 
 TEST(RunDir, ASecondOneIsRefusedUntilTheFirstIsGone) {

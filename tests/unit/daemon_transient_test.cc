@@ -125,6 +125,18 @@ TEST_F(TransientFiles, SavedOnesAreFoundByTheirDisk) {
   EXPECT_EQ(scan().size(), 1U);
 }
 
+// What became worthless is removed by a cowd that may not know of the mark.
+TEST_F(TransientFiles, SavedOnesGoOnlyIfThatIsSaid) {
+  auto store = stores_.create(directory_, 1 << 20, kGuest);
+  stores_.mark_saved(store, true);
+  std::string sentence;
+  EXPECT_EQ(code_of([&] { stores_.remove(store); }, &sentence), EBUSY);
+  EXPECT_NE(sentence.find("cowctl delete " + store.uuid), std::string::npos) << sentence;
+  EXPECT_EQ(entries(), 2U);
+  stores_.remove(store, TransientStores::Saved::goes);
+  EXPECT_EQ(entries(), 0U);
+}
+
 TEST_F(TransientFiles, NeedADirectoryOfTheirOwn) {
   std::string sentence;
   EXPECT_EQ(code_of([&] { stores_.create(directory_ + "/none", 1, {}); }), ENOENT);

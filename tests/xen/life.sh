@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# What a guest's disk lives through: a save and a restore, the death of cowd, being
+# What a guest's disk lives through: a save and a restore, a save that the guest goes on
+# after, the death of cowd and its restart as another guest is made, being
 # attached and detached as it runs, its guest's end while no cowd runs, and the crash
 # of a host, which leaves a store that nobody asks for any more.
 
@@ -28,6 +29,13 @@ detached() { timeout 30 bash -c "while dmsetup info $1 >/dev/null 2>&1; do sleep
 # A transient store goes a moment after its device.
 no_stores() {
 	timeout 30 bash -c 'until said=$(cowctl stores --json) && [[ $said != *uuid* ]]; do sleep 0.2; done'
+}
+
+# wait_for_stores STATES: what they are then, or after 30 s.
+wait_for_stores() {
+	local end=$((SECONDS + 30))
+	until [[ $(state_of_stores) == "$1" ]] || ((SECONDS > end)); do sleep 0.2; done
+	state_of_stores
 }
 
 volumes golden=64M base=64M cow=80M
@@ -62,6 +70,37 @@ job=$BEGUN
 systemctl kill -s KILL cowd
 finish_in v "$job" "writes while cowd is killed"
 in_guest v scattered xvda 12 500 "$KIB"
+
+# --- a save that it goes on after ----------------------------------------------
+check "xl save -c v" xl save -c v "$WORK/v.save"
+in_guest v scattered xvda 12 500 "$KIB"
+in_guest v scatter xvda 13 50 "$KIB"
+check "its store is still in use" test "$(state_of_stores)" = in-use
+destroy v
+check "no store is left of a guest that went on after its save" no_stores
+check "nor is anything mapped" detached vm-v-xvda
+create_from v "$EXAMPLES/transient.cfg" || exit
+in_guest v verify xvda 4 0 "$KIB"
+
+# --- cowd is restarted under it, and as another one is made ---------------------
+begin v scatter xvda 14 500 "$KIB"
+job=$BEGUN
+mark w
+xl_create w "$EXAMPLES/transient.cfg" >"$WORK/w.log" 2>&1 &
+creating=$!
+check "cowd restarts" systemctl restart cowd
+# Whichever came first: a guest with its disk, or a failure that leaves nothing.
+if wait "$creating"; then
+	booted w && in_guest w verify xvda 4 0 "$KIB"
+	destroy w
+else
+	echo "# w could not be made: $(last_words 3 <"$WORK/w.log")"
+	check "no domain is left of it" bash -c '! xl domid w'
+fi
+finish_in v "$job" "writes while cowd is restarted"
+in_guest v scattered xvda 14 500 "$KIB"
+check "nothing is mapped for the other" detached vm-w-xvda
+check "the one store is that of v" test "$(wait_for_stores in-use)" = in-use
 
 # --- its guest ends while no cowd runs ----------------------------------------
 check "cowd stops" systemctl stop cowd.socket cowd
