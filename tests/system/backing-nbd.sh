@@ -146,12 +146,12 @@ need until_true 10 eval "test \$(keepers) = 0"
 touch "$WORK/hold"
 need "${kept[@]}"
 device=/dev/$(basename "$(dirname "$(grep -lx kept /sys/block/nbd*/backend)")")
-exec {user}<"$device"
+exec 8<"$device"
 kill -KILL "$(pgrep -x cowd-nbd)"
-check "started again it goes on" "${kept[@]}"
+check "started again it goes on" "${kept[@]}" 8<&-
 check "with the same device" test "$(connected kept)" = 1
 check "which one program keeps" until_true 5 eval "test \$(keepers) = 1"
-exec {user}<&-
+exec 8<&-
 check "open until it is not waited for" test "$(connected kept)" = 1
 rm "$WORK/hold"
 check "and gone then" until_true 10 eval "test \$(connected kept) = 0"
