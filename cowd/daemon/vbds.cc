@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "cowd/daemon/vbds.hh"
 
-#include <sys/sysmacros.h>
-
 #include <algorithm>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/post.hpp>
-#include <cstdio>
+#include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "cowd/core/disk_options.hh"
 #include "cowd/core/error.hh"
@@ -31,6 +30,37 @@ bool has_user(XenHost& host, const std::vector<XenDomain>& domains, const std::s
   if (!host.read(node + "/params")) return false;
   if (domid_of(node) == 0) return host.read(node + "/online").value_or("1") != "0";
   return lives(domains, node, vm_uuid);
+}
+
+// What a disk is to be made of, and what another script has opened.
+struct Use {
+  Component component;
+  bool writable;
+};
+struct Other {
+  std::string path, device;
+  bool writable;
+};
+
+// Blocks. Each device is looked at once, whoever and how many have it.
+std::optional<std::pair<Use, Other>> first_clash(const std::vector<Use>& ours,
+                                                 const std::vector<Other>& others) {
+  std::vector<StoreIdentity> identities;
+  for (const Use& use : ours) identities.push_back(identify_store(use.component));
+  std::map<std::string, std::optional<StoreIdentity>> seen;
+  for (const Other& other : others) {
+    auto at = seen.find(other.device);
+    if (at == seen.end()) {
+      const std::optional<dev_t> number = dev_of(other.device);
+      at = seen.emplace(other.device,
+                        number ? std::optional(identify_device(*number)) : std::nullopt)
+               .first;
+    }
+    for (size_t i = 0; i < ours.size(); ++i)
+      if (at->second == identities[i] && (ours[i].writable || other.writable))
+        return std::pair(ours[i], other);
+  }
+  return std::nullopt;
 }
 
 }  // namespace
@@ -273,10 +303,10 @@ Task<> Vbds::attach(DiskPtr disk, const Node& node) {
 
 // Disks of other scripts (phy:) are seen by what they opened.
 Task<> Vbds::check_others(const Node& node, const DiskSpec& spec) {
-  struct Other {
-    std::string path, device;
-    bool writable;
-  };
+  std::vector<Use> ours;
+  if (spec.top.kind != Component::Kind::transient) ours.push_back({spec.top, !node.read_only});
+  if (spec.base) ours.push_back({*spec.base, false});
+  if (ours.empty()) co_return;  // all nodes of the host are more than is read for nothing
   auto read = [](XenHost& host) {
     std::vector<Other> others;
     for (const std::string& domid : host.list(kVbdRoot))
@@ -287,21 +317,12 @@ Task<> Vbds::check_others(const Node& node, const DiskSpec& spec) {
       }
     return others;
   };
-  std::vector<std::pair<Component, bool>> uses{{spec.top, !node.read_only}};
-  if (spec.base) uses.emplace_back(*spec.base, false);
-  const std::vector<Other> others = co_await xen_.call(read);
-  for (const auto& [component, writable] : uses) {
-    const StoreIdentity identity = co_await blocking(identify_store, component);
-    for (const Other& other : others) {
-      const std::optional<dev_t> device = dev_of(other.device);
-      if (!device || !(writable || other.writable)) continue;
-      const StoreIdentity theirs = co_await blocking(identify_device, *device);
-      if (theirs == identity)
-        throw Error(EBUSY, text(component.text(), " is given to a domain already (", other.path,
-                                "), ", other.writable ? "which writes to it" : "which reads it",
-                                ". Detach it there first."));
-    }
-  }
+  const auto clash = co_await blocking(first_clash, std::move(ours), co_await xen_.call(read));
+  if (!clash) co_return;
+  const auto& [use, other] = *clash;
+  throw Error(EBUSY, text(use.component.text(), " is given to a domain already (", other.path,
+                          "), ", other.writable ? "which writes to it" : "which reads it",
+                          ". Detach it there first."));
 }
 
 Task<nlohmann::json> Vbds::answer(const Disk& disk) {
