@@ -194,7 +194,7 @@ check "LVM finds a group behind a loop device of others" make_group /tmp/group1 
 check "and another" make_group /tmp/group2 onnbd
 qemu-nbd --persistent --shared=4 -f raw -x group -p 10811 -b 127.0.0.1 --pid-file /tmp/nbd.pid --fork /tmp/group2
 check "a store over the file" cowctl create dscow:/tmp/top1:/tmp/group1
-check "a store over the export" cowctl create dscow:/tmp/top2:nbd://127.0.0.1:10811/group
+check "a store over the export" cowctl create dscow:/tmp/top2:nbd://127.0.0.1:10811/group 64M
 check "attach the one" cowctl attach --name one dscow:/tmp/top1:/tmp/group1
 check "attach the other" cowctl attach --name two dscow:/tmp/top2:nbd://127.0.0.1:10811/group
 udevadm settle
