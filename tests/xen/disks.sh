@@ -122,7 +122,7 @@ if create a; then
 	speed s
 	frozen=$SPEED
 	speed s
-	echo "# s writes $free KiB/s, and $frozen and $SPEED as the server of a's base is frozen"
+	echo "# figure: s writes $free KiB/s, and $frozen and $SPEED as the server of a's base is frozen"
 	check "cowctl list meanwhile" timeout 5 cowctl list
 	check "another disk is attached meanwhile" timeout 15 cowctl attach --name third raw:/dev/vg/third
 	check "and detached" timeout 15 cowctl detach third
