@@ -126,6 +126,10 @@ need wipefs -qa "$(vol other)"
 
 # --- in a directory ---
 
+# cowd, which was just started, takes what it finds for what a crash left: its first store comes
+# after that look.
+need ctl attach --name first "dscow:transient@$DIR:$(vol base)"
+need ctl detach first
 store=$(tool create "$DIR" 8388608 "$VM" xvda)
 uuid=$(field .uuid <<<"$store")
 path=$(field .path <<<"$store")
