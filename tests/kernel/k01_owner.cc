@@ -358,6 +358,27 @@ CASE(k01_temporary_answers_once) {
   CHECK_EQ(rig.target->status().extents, 0U);
 }
 
+// The rest of its range is copied, once, and nothing is kept of the answer.
+CASE(k01_temporary_copy_first) {
+  Rig rig;
+  Channel channel(*rig.target);
+  Io write = rig.file->write(8, 8, kNew);
+  dmu_msg map = dmu_msg_map(channel.expect(DMU_MSG_FAULT).id, 0, 64);
+  dmu_map_read(&map, 0, 0);
+  dmu_map_write(&map, 1, 0);
+  map.flags = DMU_F_COPY_FIRST | DMU_F_TEMPORARY;
+  channel.send(map);
+  CHECK_EQ(write.result(), 8 * 512);
+  channel.expect_promoted(64);
+  CHECK_EQ(rig.target->status().extents, 0U);
+  Io read = rig.file->read(0, 8);
+  channel.send(map_plain(channel.expect(DMU_MSG_FAULT).id, 0, 64, 1, 0));
+  CHECK_EQ(read.result(), 8 * 512);
+  CHECK_READS(*rig.file, 0, 8, kBase);
+  CHECK_READS(*rig.file, 8, 8, kNew);
+  CHECK_READS(*rig.file, 16, 48, kBase);
+}
+
 CASE(k01_data_answers_reads) {
   Rig rig;
   Channel channel(*rig.target);

@@ -139,6 +139,26 @@ CASE(k05_overlapping_writers_never_deadlock) {
   CHECK_READS(File(rig.base->path()), 0, kSize, kBase);
 }
 
+// Of an overlay, INVALIDATE of a part drops the bits there, and the daemon is asked for them.
+CASE(k05_bits_dropped_in_part_are_asked_for) {
+  Rig rig;
+  Channel channel(*rig.target);
+  rig.push_overlay(channel);
+  rig.promote(channel, 0, 8, kNew);
+  channel.send(dmu_msg_committed(channel.seq));
+  channel.invalidate(64, 8);
+  CHECK_EQ(rig.target->status().extents, 1U);
+  Io read = rig.file->read(0, 8);
+  dmu_msg fault = channel.expect(DMU_MSG_FAULT);
+  CHECK(fault.flags & DMU_F_LEAF);
+  CHECK(!read.done());
+  uint8_t bits[kSize / kGranule / 8] = {0x01};
+  channel.send(dmu_msg_bitmap(fault.id, 0, fault.sector, fault.len, bits, sizeof bits));
+  CHECK_EQ(read.result(), 8 * 512);
+  CHECK_READS(*rig.file, 0, 8, kNew);
+  CHECK_READS(*rig.file, 8, 64, kBase);
+}
+
 CASE(k05_rewrites_need_no_daemon) {
   Rig rig;
   auto channel = std::make_unique<Channel>(*rig.target);

@@ -268,6 +268,25 @@ CASE(k07_volatile_bits_are_replayed) {
   CHECK_READS(*rig.file, 0, 16, kNew);
 }
 
+CASE(k07_volatile_copy_first_is_replayed) {
+  Rig rig;
+  auto channel = std::make_unique<Channel>(*rig.target);
+  dmu_msg map = dmu_msg_map(0, 64, 64);
+  dmu_map_read(&map, 0, 64);
+  dmu_map_write(&map, 1, 64);
+  map.flags = DMU_F_COPY_FIRST | DMU_F_VOLATILE;
+  dmu_map_push(&map, channel->gen);
+  channel->send(map);
+  rig.promote(*channel, 64, 64, kNew);
+  channel->close();
+  channel = std::make_unique<Channel>(*rig.target);
+  CHECK_EQ(channel->replayed.size(), 1U);
+  CHECK_EQ(channel->replayed[0].flags, DMU_F_VOLATILE | DMU_F_REPLAY);
+  CHECK_EQ(channel->replayed[0].sector, 64U);
+  CHECK_EQ(channel->replayed[0].len, 64U);
+  CHECK_READS(*rig.file, 64, 64, kNew);
+}
+
 CASE(k07_volatile_bits_pushed_into_a_leaf_are_replayed) {
   Rig rig;
   auto channel = std::make_unique<Channel>(*rig.target);

@@ -72,6 +72,24 @@ CASE(k11_noflush_pushes_flushes_back) {
 
 // The write is on the disk and is to be held until its metadata is durable; after a
 // suspend in between that still has to be so.
+// Those that wait until the daemon has caught up (K7).
+CASE(k11_noflush_pushes_promoting_writes_back) {
+  Rig rig([](dmu_spec& spec) { spec.max_uncommitted = 1; });
+  Channel channel(*rig.target);
+  rig.push_overlay(channel);
+  rig.promote(channel, 0, 8, kNew);
+  Io write = rig.file->write(64, 8, kNew);
+  EVENTUALLY(rig.target->status().bios_parked == 1);
+  CHECK_EQ(rig.target->suspend(DMU_NOFLUSH), 0);
+  CHECK_EQ(rig.target->status().bios_parked, 0U);
+  CHECK(!write.done());
+  CHECK_EQ(rig.target->resume(), 0);
+  EVENTUALLY(rig.target->status().bios_parked == 1);
+  channel.send(dmu_msg_committed(channel.seq));
+  CHECK_EQ(write.result(), 8 * 512);
+  CHECK_READS(*rig.file, 64, 8, kNew);
+}
+
 CASE(k11_noflush_does_not_lose_sync) {
   Rig rig;
   Channel channel(*rig.target);

@@ -127,6 +127,17 @@ CASE(k13_events_tell_of_daemons) {
   EVENTUALLY(rig.target->info().event_nr > event);
 }
 
+CASE(k13_events_tell_of_bios_that_fail) {
+  Rig rig([](dmu_spec& spec) {
+    spec.no_daemon = DMU_NO_DAEMON_FAIL;
+    spec.no_daemon_secs = 3;
+  });
+  const uint32_t event = rig.target->info().event_nr;
+  Io read = rig.file->read(0, 8);
+  EVENTUALLY(rig.target->info().event_nr > event);
+  CHECK_EQ(read.result(), -EIO);
+}
+
 CASE(k13_states_are_told) {
   Rig rig;
   auto state = [&] { return std::string(dmu_state_name(rig.target->status().state)); };
@@ -152,6 +163,22 @@ CASE(k13_nowait_does_not_wait) {
   }
   rig.push_overlay(channel);
   CHECK_EQ(rig.file->read_now(0, buf, RWF_NOWAIT), 8 * 512);
+}
+
+CASE(k13_nowait_does_not_wait_for_another_write) {
+  Ram ram;
+  auto slow = linear_over(ram);
+  Rig rig(nullptr, slow.get());
+  Channel channel(*rig.target);
+  rig.push_overlay(channel);
+  slow->hold();
+  Io first = rig.file->write(0, 8, kNew);
+  EVENTUALLY(rig.in_flight() == 1);
+  CHECK_EQ(rig.file->write_now(0, 8, kCow, RWF_NOWAIT), -EAGAIN);
+  CHECK(!first.done());
+  slow->release();
+  CHECK_EQ(first.result(), 8 * 512);
+  CHECK_EQ(rig.file->write_now(0, 8, kCow, RWF_NOWAIT), 8 * 512);
 }
 
 CASE(k13_nowait_copies_nothing) {
