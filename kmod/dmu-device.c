@@ -59,6 +59,7 @@ static void dmu_device_init_state(struct dmu_device *dev)
 	INIT_LIST_HEAD(&dev->sent);
 	INIT_LIST_HEAD(&dev->run);
 	INIT_LIST_HEAD(&dev->copied);
+	INIT_LIST_HEAD(&dev->failed);
 	for (i = 0; i < DMU_ID_BUCKETS; i++)
 		INIT_HLIST_HEAD(&dev->ids[i]);
 	init_waitqueue_head(&dev->readable);
@@ -278,6 +279,7 @@ int __init dmu_device_init(void)
 	dmu_copied_wq = alloc_workqueue("dmu-copied", WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
 	if (!dmu_copied_wq)
 		goto err;
+	dmu_probe_init();
 	if (dmu_kcopyd_init())
 		goto err;
 	return 0;

@@ -118,6 +118,8 @@ void dmu_retry(struct dmu_io *io)
 	bio->bi_opf = io->opf & ~REQ_NOWAIT;
 	bio->bi_status = BLK_STS_OK;
 	io->status = BLK_STS_OK;
+	io->to.dest = DMU_DEST_NONE;
+	io->to.sector = 0;
 	io->flags &= ~(DMU_IO_HELD | DMU_IO_NOWAIT);
 	io->flags |= DMU_IO_WAS_SENT;
 	atomic_set(&io->parts, 1);
@@ -365,6 +367,10 @@ void dmu_copied(struct dmu_promotion *p)
 	spin_unlock_irqrestore(&dev->lock, irq);
 }
 
+/*
+ * Where a second copy failed, too, the write goes out all the same: its own error may
+ * say that there is no room, and if it has none, that of the copy counts.
+ */
 void dmu_copied_work(struct work_struct *work)
 {
 	struct dmu_device *dev = container_of(work, struct dmu_device, copied_work);
@@ -376,17 +382,17 @@ void dmu_copied_work(struct work_struct *work)
 	spin_unlock_irq(&dev->lock);
 
 	list_for_each_entry_safe(p, next, &copied, list) {
-		struct bio *bio = p->bio;
-
-		if (p->status && dmu_promote_copies_failed(p))
-			continue;
-		if (!p->status) {
-			submit_bio_noacct(bio);
-			continue;
+		list_del(&p->list);
+		if (p->read_failed) {
+			p->bio->bi_status = p->status;
+			bio_endio(p->bio);
+		} else if (p->status && !p->again) {
+			dmu_probe(dev, p);
+		} else {
+			submit_bio_noacct(p->bio);
 		}
-		bio->bi_status = p->status;
-		bio_endio(bio);
 	}
+	dmu_probe_go_on(dev);
 }
 
 void dmu_run_work(struct work_struct *work)

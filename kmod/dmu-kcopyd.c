@@ -6,7 +6,8 @@
  * its own. That reserves 512 KiB, which an idle device should not cost, and cannot
  * be made on the I/O path: so there are a few spare ones, and a device takes one at
  * its first copy. A worker makes up for it, for whose memory no I/O waits. Should
- * more devices begin at once than there are spare clients, they share one meanwhile.
+ * more devices begin than there are spare clients, and memory for more, the copies
+ * that they begin meanwhile share one, with the risk that was named.
  */
 #include <linux/dm-kcopyd.h>
 #include <linux/err.h>

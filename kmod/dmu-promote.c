@@ -12,7 +12,6 @@
  * Volatile promotions are remembered by their bits alone, for ever.
  */
 #include <linux/bitmap.h>
-#include <linux/blkdev.h>
 #include <linux/dm-kcopyd.h>
 
 #include "dmu.h"
@@ -254,16 +253,15 @@ static void dmu_copy(struct dmu_promotion *p, u64 first, u64 end)
 	dm_kcopyd_copy(kc, &from, 1, &to, 0, dmu_copy_done, p);
 }
 
-/* What the bio of p, aimed already, does not cover: [0, *before) and [*after, *len). */
-static void dmu_copied_runs(const struct dmu_promotion *p, const struct bio *bio, u64 *before,
-			    u64 *after, u64 *len)
+void dmu_copied_runs(const struct dmu_promotion *p, const struct bio *bio, u64 *before,
+		     u64 *after, u64 *len)
 {
 	*before = bio->bi_iter.bi_sector - p->to.sector;
 	*after = *before + bio_sectors(bio);
 	*len = p->range.last - p->range.start + 1;
 }
 
-static void dmu_start_copies(struct dmu_promotion *p)
+void dmu_start_copies(struct dmu_promotion *p)
 {
 	u64 before, after, len;
 
@@ -294,45 +292,6 @@ bool dmu_promote_copies(struct dmu_promotion *p, struct bio *bio)
 	p->dev->n.copied_sectors += len - bio_sectors(bio);
 	spin_unlock_irqrestore(&p->dev->lock, irq);
 	p->bio = bio;
-	dmu_start_copies(p);
-	return true;
-}
-
-static int dmu_zero_run(struct dmu_promotion *p, u64 first, u64 end)
-{
-	struct block_device *to = p->io->t->dests[p->to.dest].dm->bdev;
-
-	if (first == end)
-		return 0;
-	return blkdev_issue_zeroout(to, p->to.sector + first, end - first, GFP_NOIO,
-				    BLKDEV_ZERO_NOUNMAP);
-}
-
-/*
- * kcopyd says that it could not write, not why. A full destination is waited for
- * (K14), a broken one is not; so the same run is written with zeroes, which nobody
- * reads before the granule is promoted, and that tells. Where it works (there is room
- * again, or the destination takes zeroes only as data) zeroes are what was wanted, or
- * it is copied again, once. True if p is no longer the caller's; else p->status says
- * what to do with its bio.
- */
-bool dmu_promote_copies_failed(struct dmu_promotion *p)
-{
-	u64 before, after, len;
-	int r;
-
-	if (p->read_failed || p->again)
-		return false;
-	dmu_copied_runs(p, p->bio, &before, &after, &len);
-	r = dmu_zero_run(p, 0, before) ?: dmu_zero_run(p, after, len);
-	if (r) {
-		p->status = errno_to_blk_status(r);
-		return false;
-	}
-	p->status = BLK_STS_OK;
-	if (p->from.dest == DMU_DEST_ZERO)
-		return false;
-	p->again = true;
 	dmu_start_copies(p);
 	return true;
 }

@@ -249,6 +249,15 @@ struct dmu_inflight {
 	long n[2];
 };
 
+/* Zeroes that are written to learn why a copy could not be. */
+struct dmu_probe {
+	struct bio bio;
+	struct dmu_promotion *p;	/* for whom */
+	u64 at;				/* sectors, from its first granule on */
+	u32 sectors;			/* of bio */
+	bool ended;			/* lock */
+};
+
 /* INVALIDATE, from when it is written until INVALIDATED is read. */
 struct dmu_invalidation {
 	struct list_head list;
@@ -324,6 +333,8 @@ struct dmu_device {
 	struct work_struct copied_work;
 	struct list_head run;		/* ios */
 	struct list_head copied;	/* promotions */
+	struct list_head failed;	/* promotions; of copied_work alone, as is probe */
+	struct dmu_probe probe;
 	struct delayed_work no_daemon_work;
 
 	struct dmu_channel *channel;
@@ -400,7 +411,10 @@ enum dmu_begin {
 enum dmu_begin dmu_promote_begin(struct dmu_io *io, struct dmu_plan *plan,
 				 struct dmu_promotion **out);	/* RCU */
 bool dmu_promote_copies(struct dmu_promotion *p, struct bio *bio);
-bool dmu_promote_copies_failed(struct dmu_promotion *p);	/* may wait */
+/* What the bio of p, aimed already, does not cover: [0, *before) and [*after, *len). */
+void dmu_copied_runs(const struct dmu_promotion *p, const struct bio *bio, u64 *before,
+		     u64 *after, u64 *len);
+void dmu_start_copies(struct dmu_promotion *p);
 void dmu_promote_end(struct dmu_promotion *p, bool ok);		/* any context */
 void dmu_promote_plain(struct dmu_device *dev, struct dmu_promotion *p,
 		       const struct dmu_extent *e);		/* under lock */
@@ -416,6 +430,11 @@ void dmu_commit_range(struct dmu_device *dev, u64 start, u64 last, u64 seq);	/* 
 void dmu_replay_reset(struct dmu_device *dev);			/* under lock */
 bool dmu_promoted_pop(struct dmu_device *dev, struct dmu_msg *msg);	/* under lock */
 void dmu_promoted_work(struct work_struct *work);
+
+/* dmu-probe.c: in copied_work */
+void dmu_probe_init(void);
+void dmu_probe(struct dmu_device *dev, struct dmu_promotion *p);
+void dmu_probe_go_on(struct dmu_device *dev);
 
 /* dmu-io.c */
 int dmu_map(struct dm_target *ti, struct bio *bio);

@@ -213,8 +213,8 @@ systemctl mask cowd
 kill -KILL "$old"
 tail --pid="$old" -f /dev/null
 kill -STOP "$(cat /tmp/nbd.pid)"
-check "lvs does not wait for devices without a cowd" timeout 10 lvs
-check "nor does pvs" timeout 10 pvs
+check "lvs does not wait for devices without a cowd" timeout 60 lvs
+check "nor does pvs" timeout 60 pvs
 kill -CONT "$(cat /tmp/nbd.pid)"
 systemctl unmask cowd
 systemctl reset-failed cowd cowd.socket

@@ -137,6 +137,7 @@ Loop::~Loop() {
 }
 
 Scsi::Scsi(const std::vector<std::string>& options) {
+  if (access("/sys/module/scsi_debug", F_OK) == 0) FAIL("scsi_debug is still loaded");
   std::vector<std::string> load{"modprobe", "scsi_debug"};
   load.insert(load.end(), options.begin(), options.end());
   run(load);
@@ -149,9 +150,13 @@ Scsi::Scsi(const std::vector<std::string>& options) {
 }
 
 Scsi::~Scsi() {
-  int status = 0;
-  run({"udevadm", "settle"}, &status);
-  run({"modprobe", "-r", "scsi_debug"}, &status);
+  int status = 1;
+  try {
+    // udev may still look at it.
+    EVENTUALLY((run({"modprobe", "-r", "scsi_debug"}, &status), status == 0));
+  } catch (const Failure&) {
+    // The next one finds the module loaded.
+  }
 }
 
 // In jiffies, of which Debian's kernels have 250 a second.

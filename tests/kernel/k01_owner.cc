@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -201,6 +202,7 @@ void* page_for_ever(int waits) {
 // A daemon that answers the first FAULT of the device, or the question for bits that
 // comes after an overlay, from such a page.
 [[noreturn]] void answer_for_ever(const Target& target, bool bits, int waits) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
   try {
     Channel channel(target);
     dmu_msg fault = channel.expect(DMU_MSG_FAULT);

@@ -181,7 +181,8 @@ CASE_WITHIN(k02_restart_of_the_daemon_under_memory_pressure, 180'000) {
   second.check();
 }
 
-// A device over another one of ours: where one copies, the other one does, in the same thread.
+// A device over another one of ours: where one copies, the other one does, in the same thread. It
+// hangs where the two share one of kcopyd's clients.
 CASE_WITHIN(k02_stacked_devices_copy_with_hardly_any_memory, 180'000) {
   Rig lower;
   CowStore lower_store, upper_store;

@@ -158,8 +158,8 @@ CASE_WITHIN(k07_promoting_writes_park_after_a_time, 120'000) {
   Rig rig;
   Channel channel(*rig.target);
   rig.push_overlay(channel);
-  rig.promote(channel, 0, 8, kNew);
   const auto began = Clock::now();
+  rig.promote(channel, 0, 8, kNew);
   uint64_t at = 8;
   std::optional<Io> last;
   const auto parks = [&] {

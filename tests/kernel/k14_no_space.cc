@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // K14: a write that finds its destination full is held, told as ERROR, and goes on
 // when the daemon says that there is room.
+#include <stdlib.h>
+#include <unistd.h>
+
 #include <cerrno>
+#include <vector>
 
 #include "tests/kernel/target.hh"
 
@@ -117,6 +121,66 @@ CASE(k14_copy_without_room_beside_a_write_with_room) {
   CHECK_READS(*full.file, 0, 8, kBase);
   CHECK_READS(*full.file, 8, 8, kNew);
   CHECK_READS(*full.file, 16, 2 * kChunk - 16, kBase);
+}
+
+// A file with nothing but its first 8 KiB, in a file system without room, through a loop device: it
+// offers WRITE_ZEROES, and says EIO to it where there is no room.
+class FullFile {
+ public:
+  FullFile() {
+    char name[] = "/tmp/k14-XXXXXX";
+    if (!mkdtemp(name)) FAIL("cannot make a directory");
+    dir_ = name;
+    run({"mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", ram_.path()});
+    run({"mount", ram_.path(), dir_});
+    run({"dd", "if=/dev/zero", "of=" + dir_ + "/file", "bs=8k", "count=1", "conv=fsync", "status=none"});
+    run({"truncate", "-s", "16M", dir_ + "/file"});
+    int status = 0;
+    for (const char* piece : {"256k", "4k"})
+      run({"sh", "-c", "dd if=/dev/zero of=" + dir_ + "/rest." + piece + " bs=" + piece + " oflag=direct status=none 2>&1"}, &status);
+    std::string path = run({"losetup", "--direct-io=on", "--find", "--show", dir_ + "/file"});
+    path.erase(path.find('\n'));
+    loop_ = std::make_unique<Path>(path);
+  }
+  ~FullFile() {
+    int status = 0;
+    run({"losetup", "--detach", loop_->path()}, &status);
+    EVENTUALLY((run({"umount", dir_}, &status), status == 0));
+    rmdir(dir_.c_str());
+  }
+  Disk& disk() { return *loop_; }
+  void make_room() { run({"rm", dir_ + "/rest.256k", dir_ + "/rest.4k"}); }
+
+ private:
+  Ram ram_;
+  std::string dir_;
+  std::unique_ptr<Path> loop_;
+};
+
+CASE(k14_copy_into_a_full_file) {
+  Ram base;
+  FullFile full;
+  fill_disk(base.path(), 0, kSize, kBase);
+  Target target(kSize, {{&base, true}, {&full.disk(), false}});
+  File file(target.path());
+  Channel channel(target);
+  dmu_msg map = map_overlay(0, kSize, 0, kChunk);
+  dmu_map_push(&map, channel.gen);
+  channel.send(map);
+  channel.send(dmu_msg_bitmap(0, channel.gen, 0, kSize, nullptr, 0));
+  std::vector<Io> writes;
+  for (const uint64_t at : {uint64_t{0}, uint64_t{8}, 10 * kChunk + 8}) writes.push_back(file.write(at, 8, kNew));
+  std::vector<dmu_msg> errors;
+  for (int i = 0; i < 3; i++) errors.push_back(channel.expect(DMU_MSG_ERROR));
+  for (const Io& write : writes) CHECK(!write.done());
+  CHECK(channel.promoted.empty());
+  full.make_room();
+  for (const dmu_msg& error : errors) channel.send(dmu_msg_retry(error.id));
+  for (Io& write : writes) CHECK_EQ(write.result(), 8 * 512);
+  CHECK_READS(file, 0, 16, kNew);
+  CHECK_READS(file, 16, kChunk - 16, kBase);
+  CHECK_READS(file, 10 * kChunk, 8, kBase);
+  CHECK_READS(file, 10 * kChunk + 8, 8, kNew);
 }
 
 CASE(k14_error_goes_to_the_next_channel) {

@@ -17,5 +17,5 @@ endef
 $(foreach t,$(kernel-tests),$(eval $(call kernel-test,$(t))))
 
 # One a kind of I/O, for a kernel whose block layer is another.
-SECOND_KERNEL_TESTS += device_life k01_owner k03_drain k05_promotion k06_flush k11_suspend k13_citizen
+SECOND_KERNEL_TESTS += device_life k01_owner k03_drain k05_promotion k06_flush k11_suspend k13_citizen k14_no_space
 DEBUG_KERNEL_TESTS += $(kernel-tests)
