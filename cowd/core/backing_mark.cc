@@ -117,8 +117,8 @@ std::vector<std::string> BackingMark::loops() {
 
 void BackingMark::clean() noexcept {
   try {
-    std::error_code ignored;
-    for (const auto& entry : fs::directory_iterator(kMarks, ignored))
+    make_directory();
+    for (const auto& entry : fs::directory_iterator(kMarks))
       if (!entry.path().filename().string().starts_with('.')) clean_one(entry.path());
   } catch (const std::exception&) {
     // A mark that stays harms nobody: it names a disk that there is no more.

@@ -7,7 +7,7 @@
 //            said of it is said of ours
 //   NUMBER   the loop device is ours as long as /sys/block/loop3/diskseq is this, which the
 //            kernel changes whenever one is set up or ends: so nobody has to take the mark away
-// An nbd device has a mark while it is connected, and after that its name in sysfs (nbd.hh).
+// An nbd device has a mark while it is being connected, and after that its name in sysfs (nbd.hh).
 #pragma once
 
 #include <string>
@@ -33,7 +33,8 @@ class BackingMark {
 
   // The loop devices that are ours: "loop3".
   static std::vector<std::string> loops();
-  // Removes marks of devices that have ended, and of who was killed. Throws nothing.
+  // Removes marks of devices that have ended, and of who was killed: they harm nobody, but need
+  // not stay. Throws nothing.
   static void clean() noexcept;
 
  private:

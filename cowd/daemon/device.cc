@@ -138,8 +138,12 @@ Task<> Device::supervise() {
     if (!stopping_ && !busy_) {
       asio::steady_timer pause(strand_, 1s);
       co_await pause.async_wait(asio::use_awaitable);
-      close_backings();
-      co_await reattach();
+      while (busy_) co_await changed_.wait();
+      co_await wait_for_users();
+      if (!stopping_ && !gone_) {
+        close_backings();
+        co_await reattach();
+      }
     }
   }
   changed_.notify();
@@ -289,6 +293,7 @@ Task<> Device::abandon() {
 
 // In this order: a wiped device is nobody's any more, so it must be on its way out by then.
 Task<> Device::fail_what_waits() {
+  Using use(*this);  // until then no other device has this name
   leaving_ = true;
   changed_.notify();
   co_await blocking(dm::remove_deferred, name_);
@@ -436,7 +441,8 @@ Task<std::vector<MapEntry>> Device::map(std::optional<uint64_t> offset,
                                         std::optional<uint64_t> length) {
   auto self = shared_from_this();
   Using use(*this);
-  if (!image_)
+  // Without a session the image may be about to be closed.
+  if (!image_ || !session_)
     throw Error(EAGAIN, text("The device ", name_, " is ", state_name(state()),
                              ": its map cannot be read now."));
   uint64_t size = image_->sectors() * 512;

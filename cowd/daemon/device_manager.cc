@@ -6,6 +6,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "cowd/core/backing_mark.hh"
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/error.hh"
 #include "cowd/core/host.hh"
@@ -53,16 +54,21 @@ DeviceManager::DeviceManager(asio::io_context& io, const Config& config,
 
 DeviceManager::DevicePtr DeviceManager::make_device(DeviceEntry entry) {
   std::string name = entry.name;
-  return std::make_shared<Device>(
-      asio::make_strand(io_), environment_, std::move(entry), [this, name] {
+  // By then the name may be another device's.
+  const auto self = std::make_shared<std::weak_ptr<Device>>();
+  const auto device = std::make_shared<Device>(
+      asio::make_strand(io_), environment_, std::move(entry), [this, name, self] {
         asio::co_spawn(
             strand_,
-            [this, name]() -> Task<> {
-              if (auto found = devices_.find(name); found != devices_.end())
+            [this, name, self]() -> Task<> {
+              auto found = devices_.find(name);
+              if (found != devices_.end() && found->second == self->lock())
                 co_await finish(found->second);
             },
             asio::detached);
       });
+  *self = device;
+  return device;
 }
 
 // The dm device is gone and its image is closed: what was made for it goes too.
@@ -72,6 +78,7 @@ Task<> DeviceManager::finish(DevicePtr device) {
   if (entry.store) store_uuids_.erase(entry.store->uuid);
   devices_.erase(entry.name);
   stores_.release(entry.name);
+  co_await blocking(&BackingMark::clean);
   const std::lock_guard lock(tell_mutex_);
   if (tell_gone_) tell_gone_(entry);
 }
@@ -104,6 +111,7 @@ Task<nlohmann::json> DeviceManager::attach_here(AttachRequest request) {
   if (error) {
     stores_.release(name);
     co_await undo.run(name);
+    co_await blocking(&BackingMark::clean);
   }
   attaching_.erase(name);
   if (error) std::rethrow_exception(error);
@@ -385,9 +393,14 @@ Task<> DeviceManager::reattach_one(DevicePtr device, DeviceEntry entry) {
 
 Task<> DeviceManager::clean_one(DeviceEntry entry) {
   std::string name = entry.name;
+  // One that goes needs no end.
+  const bool goes = entry.store && !entry.store->saved;
   try {
-    DevicePtr device = make_device(entry);
-    co_await on(device->strand(), device->close_abandoned());
+    if (!goes) {
+      co_await claim_stores(name, parse_spec(entry.spec), entry.read_only);
+      DevicePtr device = make_device(entry);
+      co_await on(device->strand(), device->close_abandoned());
+    }
     environment_.events->add(
         "detached", name,
         text("The device ", name, " was removed while no cowd ran; its store is closed now."));
@@ -397,7 +410,8 @@ Task<> DeviceManager::clean_one(DeviceEntry entry) {
         text("The device ", name, " was removed while no cowd ran, and its store ", entry.spec,
              " could not be closed: it will be checked when it is attached again. ", error.what()));
   }
-  if (entry.store && !entry.store->saved) co_await removals_.remove(name, *entry.store);
+  stores_.release(name);
+  if (goes) co_await removals_.remove(name, *entry.store);
   if (entry.store) store_uuids_.erase(entry.store->uuid);
   environment_.run_dir->remove(name);
   attaching_.erase(name);

@@ -45,8 +45,12 @@ Task<TransientStore> DeviceManager::prepare_store(const AttachRequest& request,
   if (binding.vm_uuid == kDomainZero) binding = {};
   if (!binding.vm_uuid.empty()) {
     auto saved = co_await blocking(&TransientStores::find_saved, &transient_, spec.top.pool, binding);
-    if (saved && store_uuids_.insert(saved->uuid).second) {
+    if (saved) {
       std::string uuid = saved->uuid;
+      // Never a fresh one instead: what the guest remembers of its disk would be wrong.
+      if (!store_uuids_.insert(uuid).second)
+        throw Error(EBUSY, text("The store ", uuid, " of the saved domain is still being closed or "
+                                "removed. Try again in a moment."));
       undo.add("the use of its saved store", [this, uuid]() -> Task<> {
         store_uuids_.erase(uuid);
         co_return;
@@ -217,7 +221,8 @@ Task<> DeviceManager::mark_saved_here(std::string name, bool saved) {
   if (found == devices_.end()) co_return;
   DevicePtr device = found->second;
   DeviceEntry entry = co_await on(device->strand(), device->entry());
-  if (!entry.store || entry.store->saved == saved) co_return;
+  // Also if the note says so: the mark itself may have been taken off, and cowd killed, before it.
+  if (!entry.store || (!saved && !entry.store->saved)) co_return;
   std::function<void(DeviceEntry&)> change = [saved](DeviceEntry& noted) {
     if (noted.store) noted.store->saved = saved;
   };

@@ -90,7 +90,10 @@ Task<> Device::attach_steps(Undo& undo, const std::function<bool()>& wanted) {
   entry_.top_mapped = std::ranges::any_of(dests(), is_top);
   co_await write_entry();
   co_await create_dm_device();
-  undo.add("the dm device", [this]() -> Task<> { co_await remove_dm_device(); });
+  undo.add("the dm device", [this]() -> Task<> {
+    co_await remove_dm_device();
+    co_await wait_for_end();
+  });
   co_await open_session();
   while (supervised_ && state() == State::replaying) co_await changed_.wait();
   if (!supervised_)
@@ -282,6 +285,7 @@ Task<bool> Device::try_reattach() {
     why = error.what();
   }
   if (!why.empty() && !supervised_) {
+    co_await wait_for_users();
     close_backings();
     become(State::failed);
   }

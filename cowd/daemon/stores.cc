@@ -39,7 +39,8 @@ StoreIdentity identify_store(const Component& component) {
 void Stores::claim(const std::string& device, const StoreIdentity& store, bool writable,
                    const std::string& path) {
   Use& use = uses_[store];
-  if (!use.writer.empty())
+  // Who tries again to take up its image has claimed what that names before.
+  if (!use.writer.empty() && !(writable && use.writer == device))
     throw Error(EBUSY, text(path, " is the store of ", use.writer,
                             ", which writes to it: nobody else may use it until that is "
                             "detached."));

@@ -81,6 +81,7 @@ class Vbds {
   Task<> look_at_node(std::string path);
   Task<> look_at_other(std::string path);
   Task<> until_it_runs(DiskPtr disk);
+  Task<> unmark(DiskPtr disk);
   Task<> until_it_goes_on(DiskPtr disk);
   void watch_kept(DiskPtr disk);
   Task<> note(DiskPtr disk);

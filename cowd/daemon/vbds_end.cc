@@ -276,7 +276,28 @@ Task<> Vbds::until_it_runs(DiskPtr disk) {
     }
     if (!runs) continue;
     disk->saved = false;
-    co_await mark_saved(disk, false);
+    co_await unmark(disk);
+  }
+}
+
+// Until it is done: a store that has changed may not be taken for the saved one's.
+Task<> Vbds::unmark(DiskPtr disk) {
+  for (std::string told; disk->state == Disk::State::ready;) {
+    std::string why;
+    try {
+      co_await mark_saved(disk, false);
+      co_return;
+    } catch (const Error& error) {
+      why = error.what();
+    }
+    if (why != told)
+      log(Level::warning,
+          text("The store of ", disk->device, " is still marked as saved. ", why,
+               " cowd goes on trying."),
+          {disk->device, {}});
+    told = why;
+    asio::steady_timer pause(strand_, pauses_.again);
+    co_await pause.async_wait(asio::use_awaitable);
   }
 }
 

@@ -218,6 +218,9 @@ TEST(Stores, OneWriterOrManyReaders) {
   stores.release("b");
   EXPECT_NO_THROW(stores.claim("c", base, true, "/dev/base"));
   EXPECT_NO_THROW(stores.claim("d", cow, true, "/dev/cow"));
+  // Who tries once more to take up its image; but nobody lies on what it writes to itself.
+  EXPECT_NO_THROW(stores.claim("d", cow, true, "/dev/cow"));
+  EXPECT_THROW(stores.claim("d", cow, false, "/dev/cow"), Error);
 }
 
 TEST(Stores, TellsWhoIsHinderedBySomebodyElse) {

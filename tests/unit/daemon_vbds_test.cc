@@ -256,6 +256,18 @@ TEST_F(VbdsTest, WhatCannotBeFoundOutIsKeptAlsoByTheNextCowd) {
   EXPECT_EQ(states(), "store-1 saved;");
 }
 
+TEST_F(VbdsTest, TheMarkOfARestoredGuestThatRunsGoesHoweverOftenThatFails) {
+  pauses.look = pauses.again = 1ms;
+  start();
+  XenDomain domain = restored(3);
+  add(node(3, kTransient));
+  cowd->devices.broken_marks = 3;
+  domain.has_run = true;
+  xen.domain(domain);
+  EXPECT_TRUE(until([&] { return states().find("saved") == std::string::npos; }));
+  EXPECT_EQ(cowd->devices.broken_marks, 0);
+}
+
 TEST_F(VbdsTest, AFailedRestoreLeavesTheStoreAsItWas) {
   start();
   restored(3);
