@@ -58,8 +58,8 @@ refused "another cowd: the store of the first one's device" "is in use" ctl atta
 refused "another cowd: the same as a raw disk" "is in use" ctl attach --name two "raw:$(vol cow)"
 refused "another cowd: its base, to be written" "is in use" ctl attach --name two "raw:$(vol base)"
 refused "another cowd: its store in a file" "already behind the loop device" ctl attach --name two "$in_file"
-refused "another cowd: its device's name" "one is" ctl attach --name one "dscow:$(vol cow2):$(vol base)"
-refused "another cowd: to detach its device" "one" ctl detach one
+refused "another cowd: its device's name" "a device one already" ctl attach --name one "dscow:$(vol cow2):$(vol base)"
+refused "another cowd: to detach its device" "no device one" ctl detach one
 check "another cowd: a base may be shared" ctl attach --name two "dscow:$(vol cow2):$(vol base)"
 refused "the first cowd: the store of the other one's" "is in use" \
 	first attach --name three "dscow:$(vol cow2):$(vol base)"
