@@ -54,7 +54,7 @@ by_hand() {
 	ANSWER=$(XENBUS_TYPE=vbd XENBUS_BASE_PATH=backend XENBUS_PATH=$node \
 		timeout 40 /etc/xen/scripts/block-dmu add 2>&1) && ANSWER="it was taken: $ANSWER"
 	FOR_GUEST=$(xenstore-read "/local/domain/0/$node/hotplug-error")
-	xenstore-rm "/local/domain/0/$node"
+	xenstore-rm -t "/local/domain/0/$node"
 }
 # Nothing but the disk and the id.
 says_no_more() {
