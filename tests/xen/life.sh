@@ -179,14 +179,16 @@ if create_from m "$EXAMPLES/transient.cfg" 'type="pvh"' 'tsc_mode="native"'; the
 	refuse "a migration to where nobody is" "migration receiver" xl migrate -s '' m 'exec false'
 	in_guest m scattered xvda 30 100 "$KIB"
 	old=${DOMID[m]}
-	begin m '&' sh 'for i in 1 2 3 4 5 6 7 8; do guestdisk scatter /dev/xvdb 32 400 65536 || exit; done'
+	begin m '&' sh 'until [ -e /run/moved ]; do guestdisk scatter /dev/xvdb 32 400 65536 || exit; done'
+	job=$BEGUN
 	CONSOLE[m]=m--incoming
 	POSITION[m]=0
 	rm -f "$(console_of m)"
 	check "xl migrate m" xl migrate -s '' m 'exec xl migrate-receive'
 	learn m
 	check "m is another domain" test "${DOMID[m]}" != "$old"
-	finish_in m "$BEGUN" "writes while it migrates"
+	begin m sh 'touch /run/moved'
+	finish_in m "$job" "writes while it migrates"
 	in_guest m scattered xvdb 32 400 "$KIB"
 	in_guest m scattered xvda 30 100 "$KIB"
 	check "its store is in use all the same" test "$(state_of_stores)" = in-use
