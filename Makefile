@@ -314,7 +314,6 @@ check-long:
 	$(quiet)$(MAKE) --no-print-directory check-debug-kernel
 	$(quiet)$(MAKE) --no-print-directory check-long-kernel
 	$(quiet)$(MAKE) --no-print-directory check-long-xen
-	$(quiet)$(MAKE) --no-print-directory check-xen-reboot
 	$(quiet)$(MAKE) --no-print-directory check-power-cut-without-flush
 	$(quiet)$(MAKE) --no-print-directory check-long-formats
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 INSTALL_XEN_SCRIPTS += xen-hotplug/block-dmu.in
-INSTALL_DOCS += xen-hotplug/libxlu-dmu.patch
+INSTALL_DOCS += xen-hotplug/libxlu-dmu.patch docs/xen.md
 INSTALL_XL_EXAMPLES += $(sort $(wildcard xl-config-examples/*.cfg))
 
 # --- tests of it ---

@@ -101,12 +101,11 @@ Vbds::DiskPtr Vbds::find(const std::string& path) const {
   return nullptr;
 }
 
-// One device serves the domains of one VM.
+// One device serves the domains of one VM: a migration on one host has two.
 Vbds::DiskPtr Vbds::find_same(const Node& node, const std::string& asked) const {
   for (const auto& [device, disk] : disks_) {
     const DomainNote& note = disk->note;
-    bool same_place = !disk->transient || note.vdev == node.vdev;
-    if (note.asked == asked && disk->read_only == node.read_only && same_place &&
+    if (note.asked == asked && disk->read_only == node.read_only && note.vdev == node.vdev &&
         note.vm_uuid == node.vm_uuid)
       return disk;
   }

@@ -527,6 +527,21 @@ TEST_F(VbdsTest, AMigrationOnOneHostSharesTheDevice) {
   EXPECT_EQ(states(), "");
 }
 
+// Two writers of one store would be one writer too many, also where one guest has both.
+TEST_F(VbdsTest, AGuestDoesNotHaveADiskTwice) {
+  start();
+  guest(3);
+  EXPECT_EQ(add(node(3, kPersistent)).code, 0);
+  const std::string second = "backend/vbd/3/51728";
+  xen.write(second + "/params", kPersistent);
+  xen.write(second + "/dev", "xvdb");
+  xen.write(second + "/mode", "w");
+  const Added refused = add(second);
+  EXPECT_EQ(refused.code, EBUSY);
+  EXPECT_NE(refused.sentence.find("vm-guest-xvda"), std::string::npos) << refused.sentence;
+  EXPECT_EQ(stores.entries.size(), 1U);
+}
+
 TEST_F(VbdsTest, WritesThatWaitDoNotHoldUpAReboot) {
   start();
   XenDomain first = guest(3);

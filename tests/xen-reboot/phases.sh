@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
 # A guest that boots what pygrub finds on its disk; then the host is rebooted under its
-# guests: xendomains saves them as it goes down and restores them as it comes up. This
-# runs once before and once after.
+# guests: xendomains saves them as it goes down and restores them as it comes up; then it
+# crashes under them. This runs once before each and once after.
 
 here=$(dirname "$0")
 # shellcheck source=tests/xen/lib.sh
@@ -12,6 +12,7 @@ here=$(dirname "$0")
 KIB=65536
 EXAMPLES=$TOP/xl-config-examples
 REBOOTED=/var/lib/lab-rebooted
+CRASHED=/var/lib/lab-crashed
 VG=vg
 tear_down() { systemctl stop cowd.socket cowd; }
 
@@ -89,17 +90,46 @@ after_it() {
 	in_guest p appended xvda 5 30
 	in_guest p tree xvda
 	check "the tree is as it was" test "$SAID" = "$tree"
-	in_guest p umount xvda
-	in_guest p fsck xvda
 	in_guest v scattered xvda 10 200 "$KIB"
 	in_guest v scatter xvda 11 50 "$KIB"
 	in_guest v scattered xvda 11 50 "$KIB"
 	check "its store is in use" grep -q '"in-use"' <(cowctl stores --json)
+
+	# They go on writing until the host is no more; what was acknowledged is what p said.
+	in_guest p append xvda 7 20
+	begin p '&' append xvda 8 5000
+	begin v '&' scatter xvda 12 5000 "$KIB"
+	await p 'guest: 8 acked 9' || not_ok "p goes on writing" "$WHY"
+	need systemctl disable xendomains
+	echo "$sum" >"$CRASHED"
+	sync -f "$CRASHED"
+	trap - EXIT
+	echo "# the host crashes"
+	echo b >/proc/sysrq-trigger
+	sleep 600
+}
+
+after_crash() {
+	local sum
+	read -r sum <"$CRASHED"
+	check "cowd is up" timeout 60 cowctl list
+	check "the store of v is gone without a word from anybody" no_stores
+	check "so is its volume" test -z "$(lvs --noheadings -o lv_name vg | grep cowd-)"
+	check "cowctl check finds nothing wrong with the disk of p" cowctl check dscow:/dev/vg/cow:/dev/vg/base
+	create_from p "$EXAMPLES/persistent.cfg" || exit
+	in_guest p mount xvda
+	in_guest p appended xvda 5 30
+	in_guest p appended xvda 7 20
+	in_guest p appended xvda 8 9
+	in_guest p umount xvda
+	in_guest p fsck xvda
+	in_guest p poweroff
+	gone p
+	check "cowctl check finds nothing wrong" cowctl check dscow:/dev/vg/cow:/dev/vg/base
+	create_from v "$EXAMPLES/transient.cfg" && in_guest v verify xvda 4 0 "$KIB"
 	destroy v
 	check "its store goes with it" no_stores
-	destroy p
-	check "cowctl check finds nothing wrong" cowctl check dscow:/dev/vg/cow:/dev/vg/base
 	check "the golden image is as it was" test "$(sum_of /dev/vg/golden)" = "$sum"
 }
 
-if [[ ! -e $REBOOTED ]]; then before_it; else after_it; fi
+if [[ -e $CRASHED ]]; then after_crash; elif [[ -e $REBOOTED ]]; then after_it; else before_it; fi

@@ -42,8 +42,23 @@ for ((i = 0; i <= ROUNDS; i++)); do
 	need xl block-attach b 'script=timed-block,vdev=xvdb,access=r,target=/dev/vg/plain'
 	need xl block-detach b xvdb
 done
+# LINES of one script, in the order of the rounds.
+times() { awk -v s="$1" '$1 == s { print $2 }' "$TIMES"; }
+# note CASE SUBJECT UNIT ROUND VALUE: for tests/bench/report.
+note() {
+	jq -nc --arg case "$1" --arg subject "$2" --arg unit "$3" --argjson round "$4" --argjson value "$5" \
+		'{instrument: "wall"} + $ARGS.named' >>"$RESULTS/rounds"
+}
+: >"$RESULTS/rounds"
+round=0
+while read -r theirs ours; do
+	round=$((round + 1))
+	note vbd-attach lv ms "$round" "$theirs"
+	note vbd-attach dscow-flush ms "$round" "$ours"
+	note vbd-attach-to-block dscow-flush ratio "$round" "$(jq -n "$ours / $theirs")"
+done < <(paste <(times block) <(times block-dmu))
 for script in block block-dmu; do
-	awk -v s="$script" '$1 == s { print $2 }' "$TIMES" | sort -n |
+	times "$script" | sort -n |
 		awk -v s="$script" '{ t[NR] = $1 } END { print "# " s ": median " t[int((NR + 1) / 2)] " ms of " NR ", " t[1] " to " t[NR] }'
 done
 check "both scripts were timed $ROUNDS times" test "$(wc -l <"$TIMES")" = $((2 * ROUNDS))

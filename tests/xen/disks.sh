@@ -13,6 +13,7 @@ here=$(dirname "$0")
 KIB=65536
 EXAMPLES=$TOP/xl-config-examples
 SERVER=192.0.2.7 # of the example
+UNIT=iscsi://$SERVER/iqn.2004-10.com.example%3Adisk1/1
 server=
 
 CONF=/usr/local/etc/cowd # of the installed tree
@@ -20,6 +21,7 @@ tear_down() {
 	[[ ! $server ]] || kill -CONT "$server"
 	systemctl stop cowd.socket cowd
 	[[ ! $server ]] || kill "$server"
+	pkill -KILL -x tgtd
 	umount /srv/small
 	ip address del "$SERVER/32" dev lo
 	rm -rf "$CONF"/disks.d/web1.toml /srv/images /srv/small
@@ -94,6 +96,10 @@ if create_from n "$EXAMPLES/named.cfg"; then
 	in_guest n appears xvdd
 	begin n '&' write xvdd 13 0 "$KIB"
 	check "writes wait for space" event no-space 60
+	id=$(cowctl events | grep no-space | grep -oE 'e-[0-9a-f]{8}' | tail -n 1)
+	journalctl --sync
+	check "with an id that is in the journal, too" grep -q . <(journalctl -b -q --no-pager "COWD_ERROR_ID=${id:-none}")
+	check "cowctl list says so of the disk" grep -q 'vm-n-xvdd.*waiting-for-space' <(cowctl list)
 	ask n say
 	check "xl destroy n as they wait" xl destroy n
 	gone n 15
@@ -143,6 +149,35 @@ if create a; then
 	destroy a
 fi
 destroy s
+
+# --- bases of an nbd and of an iSCSI server ------------------------------------------
+tgt() { tgtadm --lld iscsi "$@"; }
+need truncate -s 64M "$WORK/unit"
+need guestdisk write "$WORK/unit" 5 0 "$KIB"
+unit_sum=$(sha256sum <"$WORK/unit")
+tgtd --iscsi "portal=$SERVER:3260"
+need timeout 30 bash -c 'until tgtadm --op show --mode sys; do sleep 0.1; done'
+need tgt --op new --mode target --tid 1 -T iqn.2004-10.com.example:disk1
+need tgt --op new --mode logicalunit --tid 1 --lun 1 -b "$WORK/unit"
+need tgt --op bind --mode target --tid 1 -I ALL
+check "a store for a base on iSCSI" cowctl create --force "dscow:/dev/vg/cow:$UNIT"
+if create_from i "$EXAMPLES/network-bases.cfg"; then
+	in_guest i verify xvda 4 0 "$KIB"
+	in_guest i verify xvdb 5 0 "$KIB"
+	check "one more disk over the same unit" attached i xvdc w "dscow:transient@vg:$UNIT"
+	in_guest i appears xvdc
+	in_guest i verify xvdc 5 0 "$KIB"
+	check "one session serves both" test "$(iscsiadm -m session | wc -l)" = 1
+	in_guest i scatter xvda 17 50 "$KIB"
+	in_guest i scatter xvdb 18 50 "$KIB"
+	in_guest i scatter xvdc 19 50 "$KIB"
+	in_guest i scattered xvda 17 50 "$KIB"
+	in_guest i scattered xvdb 18 50 "$KIB"
+	in_guest i scattered xvdc 19 50 "$KIB"
+	in_guest i poweroff
+	gone i
+fi
+check "the unit is as it was" test "$(sha256sum <"$WORK/unit")" = "$unit_sum"
 same_leftovers "nothing is left" "$before" "cowd's threads"
 check "the bases are as they were" test \
 	"$(sum_of /dev/vg/base)$(sum_of /dev/vg/golden)$(sum_of /dev/vg/shared)$(sum_of /srv/images/golden.img)" = "$sums"

@@ -91,11 +91,12 @@ sum_of() { dd if="$1" bs=1M iflag=direct status=none | sha256sum | cut -d ' ' -f
 
 # --- guests -------------------------------------------------------------------
 
-declare -A POSITION DOMID TTY
+declare -A POSITION DOMID TTY CONSOLE
 steps=0
 SAID=
 
-console_of() { echo "/var/log/xen/console/guest-$1.log"; }
+# It bears the name that the domain had when it was made (CONSOLE), if that is another.
+console_of() { echo "/var/log/xen/console/guest-${CONSOLE[$1]:-$1}.log"; }
 
 # config NAME DISK...: $WORK/NAME.cfg, a PV guest with these disks.
 config() {
