@@ -9,10 +9,12 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <optional>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -27,6 +29,11 @@ namespace cowd {
 namespace fs = std::filesystem;
 
 namespace {
+
+// udev's workers lock what they look at for a moment; one that hangs is ended after 180 s, which
+// nobody waits for.
+constexpr auto kLongestLock = std::chrono::seconds(15);
+constexpr auto kLockPause = std::chrono::milliseconds(20);
 
 struct Found {
   Fd fd;
@@ -129,6 +136,17 @@ void announce(const std::string& name) {
   std::ofstream(fs::path("/sys/block") / name / "uevent") << "change";
 }
 
+// flock() has no limit of its own, and no event tells that a lock is free.
+bool lock_within(int fd, std::chrono::milliseconds limit) {
+  const auto end = std::chrono::steady_clock::now() + limit;
+  while (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+    if ((errno != EWOULDBLOCK && errno != EINTR) || std::chrono::steady_clock::now() >= end)
+      return false;
+    std::this_thread::sleep_for(kLockPause);
+  }
+  return true;
+}
+
 // Whether the loop device is ours now; false: another has taken it. udev must not look at it for
 // the sake of what it held before, which it may be about to do: it locks what it looks at.
 bool configure_one(const Fd& fd, const std::string& name, const std::string& file,
@@ -136,8 +154,10 @@ bool configure_one(const Fd& fd, const std::string& name, const std::string& fil
   BackingMark mark(name);
   if (is_bound(name)) return false;
   mark.set();
-  while (flock(fd.get(), LOCK_EX) < 0 && errno == EINTR) {
-  }
+  if (!lock_within(fd.get(), kLongestLock))
+    throw Error(ETIMEDOUT, "/dev/" + name + ", which is to hold " + file +
+                               ", is locked by another program for too long. lslocks says which; "
+                               "udev's workers do so for a moment.");
   const bool done = ioctl(fd.get(), LOOP_CONFIGURE, &config) == 0;
   const int code = errno;
   if (done) mark.keep();

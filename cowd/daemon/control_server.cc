@@ -13,6 +13,8 @@
 #include <boost/asio/strand.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <cerrno>
+#include <map>
+#include <mutex>
 #include <nlohmann/json.hpp>
 
 #include "cowd/core/errno_name.hh"
@@ -29,6 +31,8 @@ using Socket = JsonLines::Socket;
 
 namespace {
 
+// Of one and the same request: so many may hang whose clients have gone.
+constexpr unsigned kMostAbandoned = 8;
 constexpr auto kAcceptPause = std::chrono::milliseconds(100);
 
 bool peer_allowed(Socket& socket) {
@@ -66,14 +70,43 @@ class ControlServer::Client {
   ControlServer& server_;
 };
 
+// Requests that go on though their clients hung up, by what they asked for. Thread safe.
+class ControlServer::Abandoned {
+ public:
+  void add(const std::string& request) {
+    const std::lock_guard lock(mutex_);
+    ++counts_[request];
+  }
+  void drop(const std::string& request) {
+    const std::lock_guard lock(mutex_);
+    if (--counts_[request] == 0) counts_.erase(request);
+  }
+  // Throws Error(EBUSY).
+  void check(const std::string& request) const {
+    const std::lock_guard lock(mutex_);
+    const auto found = counts_.find(request);
+    if (found != counts_.end() && found->second >= kMostAbandoned)
+      throw Error(EBUSY, text(found->second,
+                              " requests like this one hang whose clients have given up: what they "
+                              "wait for does not answer. cowd's log, or \"cowctl list\", says "
+                              "which device that may be."));
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::map<std::string, unsigned> counts_;
+};
+
 // One request. All of it on the client's strand, but for what Caller has.
 class ControlServer::Work : public Caller, public std::enable_shared_from_this<Work> {
  public:
-  Work(asio::any_io_executor executor, ClientPtr client, nlohmann::json asked)
+  Work(asio::any_io_executor executor, ClientPtr client, nlohmann::json asked,
+       std::shared_ptr<Abandoned> abandoned)
       : request(std::move(asked)),
         changed(executor),
         executor_(std::move(executor)),
-        client_(std::move(client)) {
+        client_(std::move(client)),
+        abandoned_(std::move(abandoned)) {
     auto found = request.find("cmd");
     if (found == request.end() || !found->is_string())
       throw Error(EINVAL, "A request needs \"cmd\", the name of a command.");
@@ -89,12 +122,15 @@ class ControlServer::Work : public Caller, public std::enable_shared_from_this<W
   void hang_up() {
     gone_ = true;
     client_.reset();
+    if (!ended) abandoned_->add(request.dump());
+    counted_ = !ended;
     changed.notify();
   }
   void end(std::exception_ptr failed, nlohmann::json gave) {
     error = failed;
     result = std::move(gave);
     ended = true;
+    if (counted_) abandoned_->drop(request.dump());
     changed.notify();
   }
 
@@ -115,6 +151,8 @@ class ControlServer::Work : public Caller, public std::enable_shared_from_this<W
 
   const asio::any_io_executor executor_;
   ClientPtr client_;
+  const std::shared_ptr<Abandoned> abandoned_;
+  bool counted_ = false;  // there
   std::atomic<bool> gone_{false};
 };
 
@@ -124,6 +162,7 @@ ControlServer::ControlServer(asio::io_context& io, unsigned max_clients, EventRi
       max_clients_(max_clients),
       events_(events),
       handler_(std::move(handler)),
+      abandoned_(std::make_shared<Abandoned>()),
       acceptor_(asio::make_strand(io)) {}
 
 void ControlServer::listen(const std::string& path) {
@@ -260,8 +299,9 @@ nlohmann::json ControlServer::refused(const nlohmann::json& request, std::except
 
 Task<nlohmann::json> ControlServer::perform(ClientPtr client, const nlohmann::json& request) {
   const auto executor = co_await asio::this_coro::executor;
-  auto work = std::make_shared<Work>(executor, client, request);
+  auto work = std::make_shared<Work>(executor, client, request, abandoned_);
   if (work->command == "events") co_return co_await show_events(*client, *work->arguments);
+  abandoned_->check(request.dump());
   asio::co_spawn(executor, handler_(work->command, *work->arguments, work),
                  [this, work](std::exception_ptr error, nlohmann::json result) {
                    work->end(error, std::move(result));

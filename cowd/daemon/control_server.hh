@@ -3,9 +3,11 @@
 // time for each client, errors with an id. What a command does is the handler's.
 //
 // A client that hangs up gives back its place at once, also where its request hangs. The request
-// goes on without it; what is given up then is the handler's to decide.
+// goes on without it; what is given up then is the handler's to decide. Whoever asks for what
+// hangs again and again, as a monitor does, is refused after a few times.
 #pragma once
 
+#include <atomic>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/local/stream_protocol.hpp>
 #include <exception>
@@ -55,6 +57,7 @@ class ControlServer {
  private:
   class Client;
   class Work;
+  class Abandoned;
   using ClientPtr = std::shared_ptr<Client>;
 
   Task<> accept();
@@ -67,6 +70,7 @@ class ControlServer {
   unsigned max_clients_;
   EventRing& events_;
   Handler handler_;
+  const std::shared_ptr<Abandoned> abandoned_;
   boost::asio::local::stream_protocol::acceptor acceptor_;
   std::string path_;
   std::atomic<unsigned> clients_{0};

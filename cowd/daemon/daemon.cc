@@ -57,7 +57,7 @@ class Daemon {
         plugins_(PluginLoader::default_directories(config.paths.plugin_dirs)),
         devices_(io_, config, environment(run_dir)),
         space_(io_, devices_, events_, config.space),
-        xen_(io_, devices_, events_, config),
+        xen_(io_, devices_, events_, config, {}),
         control_(io_, config.control.max_clients, events_, make_commands(devices_, xen_)),
         signals_(asio::make_strand(io_), SIGTERM, SIGINT, SIGHUP),
         watchdog_(io_) {

@@ -95,6 +95,8 @@ Task<nlohmann::json> DeviceManager::attach(AttachRequest request) {
 }
 
 Task<nlohmann::json> DeviceManager::attach_here(AttachRequest request) {
+  // Until then it is not known who has which store.
+  while (!taken_up_) co_await changed_.wait();
   if (stopping_) throw Error(EAGAIN, "cowd is stopping. Try again when it has been started again.");
   DiskSpec spec = parse_spec(request.spec);
   if (!spec.named.empty())
@@ -190,6 +192,18 @@ Task<> DeviceManager::claim_stores(const std::string& name, const DiskSpec& spec
   if (spec.base) uses.push_back({*spec.base, false, {}});
   for (Use& use : uses) use.identity = co_await blocking(identify_store, use.component);
   for (const Use& use : uses) stores_.claim(name, use.identity, use.writable, use.component.text());
+}
+
+// What the kernel uses already, whatever we say: each as soon as it is known what it is, and
+// the others also where one of them is not there.
+Task<> DeviceManager::claim_used(const std::string& name, const DiskSpec& spec, bool read_only) {
+  std::vector<std::pair<Component, bool>> uses{{spec.top, !read_only}};
+  if (spec.base) uses.emplace_back(*spec.base, false);
+  for (const auto& [component, writable] : uses) try {
+      co_await claim_named(name, component, writable);
+    } catch (const Error& error) {
+      log(Level::warning, error.what(), {name, {}});
+    }
 }
 
 // One more, which an image on them names. The end of the device releases it with the others.
@@ -370,6 +384,8 @@ Task<> DeviceManager::reattach_here() {
         text(left, left == 1 ? " device" : " devices",
              " of an earlier cowd cannot be served yet, as what they lie on does not answer. cowd "
              "serves the others meanwhile."));
+  taken_up_ = true;
+  changed_.notify();
   // LVM may take its time; whoever wants a transient store waits for this, nobody else.
   asio::co_spawn(
       strand_, [this, in_use]() -> Task<> { co_await clean_stores(in_use); }, asio::detached);
@@ -378,12 +394,7 @@ Task<> DeviceManager::reattach_here() {
 Task<> DeviceManager::reattach_one(DevicePtr device, DeviceEntry entry) {
   std::string name = entry.name;
   try {
-    try {
-      co_await claim_stores(name, parse_spec(entry.spec), entry.read_only);
-    } catch (const Error& error) {
-      // The kernel uses it whatever we say; the device must be served all the same.
-      log(Level::warning, error.what(), {name, {}});
-    }
+    co_await claim_used(name, parse_spec(entry.spec), entry.read_only);
     co_await on(device->strand(), device->reattach());
   } catch (const std::exception& error) {
     tell(*environment_.events, name,

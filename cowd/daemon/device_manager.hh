@@ -79,6 +79,7 @@ class DeviceManager : public DomainDevices {
   Task<> take_name(const std::string& name, const std::set<std::string>& taken);
   Task<std::string> choose_name(const AttachRequest& request, const DiskSpec& spec);
   Task<> claim_stores(const std::string& name, const DiskSpec& spec, bool read_only);
+  Task<> claim_used(const std::string& name, const DiskSpec& spec, bool read_only);
   Task<> claim_named(std::string name, Component file, bool writable);
   Task<DevicePtr> make_and_attach(AttachRequest& request, const std::string& name, DiskSpec spec,
                                   Undo& undo);
@@ -119,7 +120,8 @@ class DeviceManager : public DomainDevices {
   TransientStores transient_;          // any thread
   StoreRemovals removals_;
   std::set<std::string> store_uuids_;  // of the transient stores that devices have
-  bool stores_cleaned_ = false;        // what an earlier cowd left of them
+  bool taken_up_ = false;              // what an earlier cowd left of devices
+  bool stores_cleaned_ = false;        // and of stores
   SignalEvent changed_;
   bool stopping_ = false;
 

@@ -20,7 +20,7 @@ namespace asio = boost::asio;
 
 namespace {
 
-// It is not what its tags say, or another host's.
+// It is not what its tags say, another host's, or a saved domain's.
 bool is_final(const Error& error) { return error.code() == EUCLEAN || error.code() == EPERM; }
 
 }  // namespace

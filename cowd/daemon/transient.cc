@@ -88,7 +88,7 @@ std::string only_ours(const TransientStore& store, const std::string& host_id) {
 // Whoever removes what became worthless may have seen less than who marked it.
 void refuse_saved(const TransientStore& store) {
   if (store.saved)
-    throw Error(EBUSY, text("The transient store ", store.path,
+    throw Error(EPERM, text("The transient store ", store.path,
                             " is marked as that of a saved domain, so it is not removed. If that "
                             "is not to come back, say cowctl delete ",
                             store.uuid, "."));

@@ -79,9 +79,9 @@ class TransientStores {
   // Durable when it returns.
   void mark_saved(const TransientStore& store, bool saved);
 
-  // What is marked as saved goes only if that is said. EPERM: another host's; EUCLEAN: tags and
-  // header disagree; EBUSY: somebody has it open, or its saved domain may come for it; ENOENT:
-  // there is none (any more).
+  // What is marked as saved goes only if that is said. EPERM: another host's, or its saved domain
+  // may come for it, whose end then is its end; EUCLEAN: tags and header disagree; EBUSY: somebody
+  // has it open; ENOENT: there is none (any more).
   enum class Saved { stays, goes };
   void remove(const TransientStore& store, Saved saved = Saved::stays);
 

@@ -23,15 +23,6 @@ namespace asio = boost::asio;
 
 namespace {
 
-// Whether what has this node still uses its disk. Of domain 0, which does not die, the node
-// goes, or is on its way out by the toolstack's word.
-bool has_user(XenHost& host, const std::vector<XenDomain>& domains, const std::string& node,
-              const std::string& vm_uuid) {
-  if (!host.read(node + "/params")) return false;
-  if (domid_of(node) == 0) return host.read(node + "/online").value_or("1") != "0";
-  return lives(domains, node, vm_uuid);
-}
-
 // What a disk is to be made of, and what another script has opened.
 struct Use {
   Component component;
@@ -76,7 +67,7 @@ Vbds::Vbds(asio::io_context& io, DomainDevices& devices, EventRing& events, cons
       xen_(std::move(host), [this](std::vector<std::string> paths) { hear(std::move(paths)); }) {
   devices_.on_gone([this](const DeviceEntry& entry) {
     if (entry.domain.vm_uuid.empty()) return;
-    asio::post(strand_, [this, device = entry.name] { gone(device); });
+    asio::post(strand_, [this, name = entry.name, uuid = entry.uuid] { gone(name, uuid); });
   });
 }
 
@@ -93,11 +84,14 @@ void Vbds::spawn(Task<> task, const std::string& what) {
     } catch (...) {
       return;  // cowd ends
     }
-    std::string id = new_error_id();
-    std::string sentence = text(what, " went wrong. ", why);
-    log(Level::error, sentence, {{}, id});
-    events_.add("xen-error", "", sentence, id);
+    fail("", text(what, " went wrong. ", why));
   });
+}
+
+void Vbds::fail(const std::string& device, const std::string& sentence, const char* type) {
+  const std::string id = new_error_id();
+  log(Level::error, sentence, {device, id});
+  events_.add(type, device, sentence, id);
 }
 
 Vbds::DiskPtr Vbds::find(const std::string& path) const {
@@ -138,6 +132,26 @@ Task<nlohmann::json> Vbds::add(std::string path, std::function<Task<>()> still_w
 Task<nlohmann::json> Vbds::add_here(std::string path, std::function<Task<>()> still_wanted) {
   check_vbd_node(path);
   while (!started_) co_await changed_.wait();
+  ++adds_[path];
+  nlohmann::json answer;
+  std::exception_ptr error;
+  try {
+    answer = co_await add_one(path, std::move(still_wanted));
+  } catch (...) {
+    error = std::current_exception();
+  }
+  if (--adds_[path] == 0) {
+    adds_.erase(path);
+    // What was made for one that nobody waits for any more is the next one's, if there is one.
+    DiskPtr disk = find(path);
+    if (disk && stays(disk, path) && !disk->given.contains(path))
+      spawn(depart(path), text("The end of ", path));
+  }
+  if (error) std::rethrow_exception(error);
+  co_return answer;
+}
+
+Task<nlohmann::json> Vbds::add_one(const std::string& path, std::function<Task<>()> still_wanted) {
   std::string vdev = path.substr(path.rfind('/') + 1);
   std::optional<Error> failure;
   try {
@@ -165,25 +179,37 @@ Task<nlohmann::json> Vbds::add_here(std::string path, std::function<Task<>()> st
       throw Error(ENOENT, text("XenStore has no VM of domain ", domid_of(path),
                                " (any more): it was given up."));
     DiskPtr disk = co_await join_or_make(node);
-    // The script may have given up, or the node may have gone, while we worked.
-    std::exception_ptr unwanted;
-    try {
-      co_await still_wanted();
-    } catch (...) {
-      unwanted = std::current_exception();
-    }
-    auto still_there = [path](XenHost& host) { return host.read(path + "/params").has_value(); };
-    bool there = false;
-    if (!unwanted) there = co_await xen_.call(still_there);
-    if (!there) {
-      co_await depart(path);
-      throw Error(ECANCELED, text("The disk ", path, " was given up while it was attached."));
-    }
-    co_return co_await answer(*disk);
+    co_return co_await give(node, disk, std::move(still_wanted));
   } catch (const Error& error) {
     failure = error;
   }
   throw GuestError(*failure, text("The disk ", vdev));
+}
+
+// The script may have given up, or the node or its domain may have gone, while we worked.
+Task<nlohmann::json> Vbds::give(const Node& node, DiskPtr disk,
+                                std::function<Task<>()> still_wanted) {
+  const Error given_up(ECANCELED,
+                       text("The disk ", node.path, " was given up while it was attached."));
+  bool wanted = true;
+  try {
+    co_await still_wanted();
+  } catch (const Error&) {
+    wanted = false;
+  }
+  if (!wanted) throw given_up;
+  nlohmann::json json = co_await answer(*disk);
+  auto used = [path = node.path, vm_uuid = node.vm_uuid](XenHost& host) {
+    return has_user(host, host.domains(), path, vm_uuid);
+  };
+  const bool there = co_await xen_.call(used);
+  if (!stays(disk, node.path)) throw given_up;
+  if (!there) {
+    spawn(depart(node.path), text("The end of ", node.path));
+    throw given_up;
+  }
+  disk->given.insert(node.path);
+  co_return json;
 }
 
 // The disk of this node, ready.
@@ -201,28 +227,49 @@ Task<Vbds::DiskPtr> Vbds::join_or_make(const Node& node) {
   co_return co_await make(node, spec, asked, keep_on_reboot);
 }
 
+// Whether it is this node's, and nothing says that it will not be.
+bool Vbds::stays(const DiskPtr& disk, const std::string& path) const {
+  return find(path) == disk && disk->state == Disk::State::ready && !departing_.contains(path);
+}
+
 // The disk that is there already. None: there is no other in the way, either.
 Task<Vbds::DiskPtr> Vbds::join(const Node& node, const std::string& asked) {
   for (;;) {
     DiskPtr mine = find(node.path);
+    // Another one, if it is not: of a node of that name that has gone.
+    const bool same = mine && mine->note.asked == asked && mine->read_only == node.read_only &&
+                      mine->note.vm_uuid == node.vm_uuid;
     DiskPtr disk = mine ? mine : find_same(node, asked);
-    if (mine && (mine->note.asked != asked || mine->read_only != node.read_only))
-      throw Error(EEXIST, text(node.path, " is in use with ", mine->note.asked,
-                               " and cannot become ", asked, ". Detach the disk first."));
     DiskPtr rival = disk ? nullptr : find_rival(node, asked);
     DiskPtr other = disk ? disk : rival;
     if (!other) co_return nullptr;
-    if (other->state == Disk::State::ready) {
-      bool used = true;
-      if (!mine) used = co_await is_used(other);
+    if (same && stays(mine, node.path)) {
+      co_await note(mine);
+      co_return mine;
+    }
+    if (other->state == Disk::State::ready && !departing_.contains(node.path)) {
+      const Users users =
+          mine ? co_await users_of_former(node.path, mine) : co_await users_of(other);
       if (other->state != Disk::State::ready) continue;
-      if (used && rival)
+      if (users == Users::none) {
+        // Which nobody may have told us yet.
+        std::vector<std::string> ended{node.path};
+        if (!mine) ended = other->note.vbds;
+        for (const std::string& each : ended) spawn(depart(each), text("The end of ", each));
+      } else if (mine) {
+        throw Error(EEXIST, text(node.path, " is in use with ", mine->note.asked,
+                                 " and cannot become ", asked, ". Detach the disk first."));
+      } else if (rival) {
         throw Error(EBUSY, text(asked, " is given to ", rival->note.name, " already (",
                                 rival->note.vbds.front(),
                                 "), and one of the two would write to what the other has. Detach "
                                 "it there first."));
-      if (used) {
-        if (!mine) disk->note.vbds.push_back(node.path);
+      } else if (users == Users::running && !disk->read_only && domid_of(node.path) != 0) {
+        throw Error(EBUSY, text(asked, " is in use by another domain of the same VM (",
+                                disk->note.vbds.front(),
+                                "), which runs: both would write to it. End that one first."));
+      } else {
+        disk->note.vbds.push_back(node.path);
         co_await note(disk);
         co_return disk;
       }
@@ -231,18 +278,31 @@ Task<Vbds::DiskPtr> Vbds::join(const Node& node, const std::string& asked) {
   }
 }
 
-// If nobody has it any more, which nobody may have told us yet, its end begins here.
-Task<bool> Vbds::is_used(DiskPtr disk) {
-  const std::vector<std::string> nodes = disk->note.vbds;
-  auto look = [nodes, vm_uuid = disk->note.vm_uuid](XenHost& host) {
+Task<Vbds::Users> Vbds::users_of(DiskPtr disk) {
+  auto look = [nodes = disk->note.vbds, vm_uuid = disk->note.vm_uuid](XenHost& host) {
     const std::vector<XenDomain> domains = host.domains();
-    return std::any_of(nodes.begin(), nodes.end(), [&](const std::string& node) {
-      return has_user(host, domains, node, vm_uuid);
-    });
+    Users users = Users::none;
+    for (const std::string& node : nodes) {
+      if (!has_user(host, domains, node, vm_uuid)) continue;
+      const XenDomain* domain = domain_of(domains, node, vm_uuid);
+      const bool runs = !domain || !domain->shut_down;
+      if (runs || users == Users::none) users = runs ? Users::running : Users::stopped;
+    }
+    return users;
   };
-  if (co_await xen_.call(look)) co_return true;
-  for (const std::string& node : nodes) spawn(depart(node), text("The end of ", node));
-  co_return false;
+  co_return co_await xen_.call(look);
+}
+
+// Of a disk that a node of that name had. What no add was answered for is nobody's, and a node
+// that was made anew says so by having no device yet.
+Task<Vbds::Users> Vbds::users_of_former(const std::string& path, DiskPtr disk) {
+  if (!disk->given.contains(path)) co_return Users::none;
+  auto look = [path, vm_uuid = disk->note.vm_uuid](XenHost& host) {
+    return host.read(path + "/physical-device") && lives(host.domains(), path, vm_uuid)
+               ? Users::running
+               : Users::none;
+  };
+  co_return co_await xen_.call(look);
 }
 
 Task<Vbds::DiskPtr> Vbds::make(const Node& node, const DiskSpec& spec, const std::string& asked,
@@ -266,10 +326,20 @@ Task<Vbds::DiskPtr> Vbds::make(const Node& node, const DiskSpec& spec, const std
     error = std::current_exception();
   }
   disks_.erase(placeholder);
+  if (!error) try {
+      // From here on we hear of its end, but not of one before.
+      disks_[disk->device] = disk;
+      const auto entry = co_await devices_.entry(disk->device);
+      if (!entry) gone(disk->device, disk->uuid);
+      if (disk->state != Disk::State::attaching)
+        throw Error(ENODEV, text("The device ", disk->device, " was removed as it was made."));
+      disk->saved = entry->store && entry->store->saved;
+      disk->state = Disk::State::ready;
+    } catch (...) {
+      error = std::current_exception();
+    }
   changed_.notify();
   if (error) std::rethrow_exception(error);
-  disks_[disk->device] = disk;
-  disk->state = Disk::State::ready;
   if (disk->saved) spawn(until_it_runs(disk), text("Waiting for ", node.domain, " to run"));
   co_return disk;
 }
@@ -291,13 +361,12 @@ Task<> Vbds::attach(DiskPtr disk, const Node& node) {
     }
     if (!failure) {
       disk->device = device.at("name").get<std::string>();
-      break;
+      disk->uuid = device.at("uuid").get<std::string>();
+      co_return;
     }
     // The name of a device whose last user takes its time.
     if (failure->code() != EEXIST || number == 99) throw *failure;
   }
-  auto entry = co_await devices_.entry(disk->device);
-  disk->saved = entry && entry->store && entry->store->saved;
 }
 
 // Disks of other scripts (phy:) are seen by what they opened.

@@ -45,13 +45,17 @@ class Vbds {
        std::unique_ptr<XenHost> host, Pauses pauses);
   ~Vbds();
 
-  // At start, when the manager has taken up its devices.
+  // What `host` has to hear of, before it is given to us.
+  static void watch(XenHost& host);
+
+  // At start, when the manager has taken up its devices. If it throws it may be called again.
   Task<> start();
 
   // Returns when the disk can be used. `still_wanted` throws when nobody waits any more.
   // Throws GuestError.
   Task<nlohmann::json> add(std::string path, std::function<Task<>()> still_wanted);
-  // Returns when the end has begun. Fine for a node that is not ours.
+  // Returns when the end has begun and is noted: how it ends is certain from then on. Fine for a
+  // node that is not ours.
   Task<> remove(std::string path);
   Task<nlohmann::json> list();
 
@@ -61,11 +65,16 @@ class Vbds {
   using DiskPtr = std::shared_ptr<Disk>;
 
   Task<nlohmann::json> add_here(std::string path, std::function<Task<>()> still_wanted);
+  Task<nlohmann::json> add_one(const std::string& path, std::function<Task<>()> still_wanted);
+  Task<nlohmann::json> give(const Node& node, DiskPtr disk, std::function<Task<>()> still_wanted);
   Task<DiskPtr> join_or_make(const Node& node);
   Task<DiskPtr> join(const Node& node, const std::string& asked);
   Task<DiskPtr> make(const Node& node, const DiskSpec& spec, const std::string& asked,
                      bool keep_on_reboot);
-  Task<bool> is_used(DiskPtr disk);
+  enum class Users { none, stopped, running };
+  Task<Users> users_of(DiskPtr disk);
+  Task<Users> users_of_former(const std::string& path, DiskPtr disk);
+  bool stays(const DiskPtr& disk, const std::string& path) const;
   Task<> attach(DiskPtr disk, const Node& node);
   Task<> check_others(const Node& node, const DiskSpec& spec);
   Task<nlohmann::json> answer(const Disk& disk);
@@ -77,6 +86,10 @@ class Vbds {
   Device::Leaving decide(Disk& disk, const std::optional<std::vector<XenDomain>>& domains);
   Task<> leave(DiskPtr disk, Device::Leaving how);
   Task<> mark_saved(DiskPtr disk, bool saved);
+  std::function<std::vector<XenDomain>(XenHost&)> domains_now() const;
+  Task<> forget_ends();
+  Task<> look(Task<> at, std::string heard);
+  Task<> look_again();
   Task<> look_at_domains();
   Task<> look_at_node(std::string path);
   Task<> look_at_other(std::string path);
@@ -87,8 +100,9 @@ class Vbds {
   Task<> note(DiskPtr disk);
   void hear(std::vector<std::string> paths);
   void changed();
-  void gone(const std::string& device);
+  void gone(const std::string& device, const std::string& uuid);
   void spawn(Task<> task, const std::string& what);
+  void fail(const std::string& device, const std::string& sentence, const char* type = "xen-error");
   DiskPtr find(const std::string& path) const;
   DiskPtr find_same(const Node& node, const std::string& asked) const;
   DiskPtr find_rival(const Node& node, const std::string& asked) const;
@@ -102,6 +116,10 @@ class Vbds {
   // On strand_:
   std::map<std::string, DiskPtr> disks_;  // by device
   std::set<std::string> departing_;       // paths
+  std::map<std::string, unsigned> adds_;  // under way, by path
+  std::set<std::string> missed_;          // paths heard of that could not be looked at
+  std::set<std::string> missed_told_;     // why, as far as it was said
+  bool looks_again_ = false;              // look_again() runs
   bool started_ = false;
   SignalEvent changed_;
 

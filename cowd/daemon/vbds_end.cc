@@ -11,7 +11,7 @@
 
 #include "cowd/core/error.hh"
 #include "cowd/daemon/blocking_call.hh"
-#include "cowd/daemon/error_id.hh"
+#include "cowd/daemon/left_ends.hh"
 #include "cowd/daemon/log.hh"
 #include "cowd/daemon/on.hh"
 #include "cowd/daemon/text.hh"
@@ -24,6 +24,19 @@ namespace asio = boost::asio;
 namespace {
 
 constexpr const char* kRelease = "@releaseDomain";
+constexpr const char* kDeviceKey = "/physical-device";
+
+// The real ones, and of those that have gone what was left of their end.
+std::vector<XenDomain> domains_and_ends(XenHost& host, const std::string& run_dir) {
+  std::vector<XenDomain> domains = host.domains();
+  for (const XenDomain& end : left_ends(run_dir)) {
+    const auto same = [&](const XenDomain& each) {
+      return each.id == end.id && each.uuid == end.uuid;
+    };
+    if (std::none_of(domains.begin(), domains.end(), same)) domains.push_back(end);
+  }
+  return domains;
+}
 
 // Whether a store outlives what is seen of the domains that these nodes are of. Of a domain that
 // is there this is asked anew each time: it may go on after its suspension (xl save -c, a
@@ -55,41 +68,64 @@ Task<> Vbds::remove(std::string path) { return on(strand_, remove_here(std::move
 Task<> Vbds::remove_here(std::string path) {
   check_vbd_node(path);
   while (!started_) co_await changed_.wait();
-  if (find(path)) spawn(depart(path), text("The end of ", path));
+  co_await depart(path);
 }
 
+std::function<std::vector<XenDomain>(XenHost&)> Vbds::domains_now() const {
+  return
+      [run_dir = config_.paths.run_dir](XenHost& host) { return domains_and_ends(host, run_dir); };
+}
+
+// Returns when it is noted that the node's domain has the disk no more; what follows from that
+// goes on by itself.
 Task<> Vbds::depart(std::string path) {
+  while (departing_.contains(path)) co_await changed_.wait();
   DiskPtr disk = find(path);
-  if (!disk || disk->state != Disk::State::ready || !departing_.insert(path).second) co_return;
+  if (!disk || disk->state != Disk::State::ready) co_return;
+  departing_.insert(path);
   std::optional<std::vector<XenDomain>> domains;
   try {
-    domains = co_await xen_.call(domains_of);
+    auto list = domains_now();
+    domains = co_await xen_.call(list);
   } catch (const Error& error) {
     log(Level::warning, text("Why ", path, " ends cannot be found out. ", error.what()));
   }
+  std::optional<Device::Leaving> how;
+  std::exception_ptr unnoted;
+  std::vector<std::string>& vbds = disk->note.vbds;
+  const auto at = std::find(vbds.begin(), vbds.end(), path);
+  if (at != vbds.end() && disk->state == Disk::State::ready) {
+    vbds.erase(at);
+    disk->given.erase(path);
+    if (vbds.empty()) {
+      disk->note.last_vbd = path;
+      how = decide(*disk, domains);
+      // Before anything is awaited: whatever is heard from here on finds it leaving.
+      disk->state = Disk::State::leaving;
+    } else {
+      if (domains) disk->note.keep = keep_of(disk->note, vbds, *domains);
+      watch_kept(disk);
+    }
+    try {
+      co_await note(disk);
+    } catch (const Error&) {
+      // The end goes on; a restarted cowd finds out for itself that the node has gone.
+      unnoted = std::current_exception();
+    }
+  }
   departing_.erase(path);
   changed_.notify();
-  std::vector<std::string>& vbds = disk->note.vbds;
-  auto at = std::find(vbds.begin(), vbds.end(), path);
-  if (at == vbds.end() || disk->state != Disk::State::ready) co_return;
-  vbds.erase(at);
-  if (!vbds.empty()) {
-    if (domains) disk->note.keep = keep_of(disk->note, vbds, *domains);
-    watch_kept(disk);
-    co_await note(disk);
-    co_return;
-  }
-  disk->note.last_vbd = path;
-  const Device::Leaving how = decide(*disk, domains);
-  // Before anything is awaited: whatever is heard from here on finds it leaving.
-  disk->state = Disk::State::leaving;
-  try {
-    co_await note(disk);
-  } catch (const Error& error) {
-    // The end goes on; a restarted cowd finds out for itself that the node has gone.
-    log(Level::warning, error.what(), {disk->device, {}});
-  }
-  co_await leave(disk, how);
+  if (how) spawn(leave(disk, *how), text("The end of ", disk->device));
+  if (unnoted) std::rethrow_exception(unnoted);
+  co_await forget_ends();
+}
+
+// Of domains that no disk of ours is of any more.
+Task<> Vbds::forget_ends() {
+  std::set<unsigned> still;
+  for (const auto& [device, disk] : disks_)
+    for (const std::string& node : disk->note.vbds) still.insert(domid_of(node));
+  co_await blocking(forget_left_ends, config_.paths.run_dir, still);
 }
 
 //   domain                       persistent    transient
@@ -117,7 +153,7 @@ Device::Leaving Vbds::decide(Disk& disk, const std::optional<std::vector<XenDoma
 // Goes on trying: nobody else will end it, and what is to be kept may not be lost.
 Task<> Vbds::leave(DiskPtr disk, Device::Leaving how) {
   const bool keep = how == Device::Leaving::suspended;
-  for (;;) {
+  for (std::string told;;) {
     std::string why;
     try {
       if (disk->transient) co_await mark_saved(disk, keep);
@@ -126,19 +162,17 @@ Task<> Vbds::leave(DiskPtr disk, Device::Leaving how) {
       why = error.what();
     }
     if (why.empty()) break;
-    std::string id = new_error_id();
-    std::string sentence =
-        text("The disk ", disk->note.vdev, " of ", disk->note.name, " (", disk->device,
-             ") cannot be ", keep ? "saved" : "detached", ". ", why, " cowd goes on trying.");
-    log(Level::error, sentence, {disk->device, id});
-    events_.add("xen-error", disk->device, sentence, id);
+    if (why != told)
+      fail(disk->device,
+           text("The disk ", disk->note.vdev, " of ", disk->note.name, " (", disk->device,
+                ") cannot be ", keep ? "saved" : "detached", ". ", why, " cowd goes on trying."));
+    told = why;
     asio::steady_timer pause(strand_, pauses_.again);
     co_await pause.async_wait(asio::use_awaitable);
   }
   // It may have gone before we knew of it, and nobody tells twice.
-  auto entry = co_await devices_.entry(disk->device);
-  auto found = disks_.find(disk->device);
-  if (!entry && found != disks_.end() && found->second == disk) gone(disk->device);
+  const auto entry = co_await devices_.entry(disk->device);
+  if (!entry || entry->uuid != disk->uuid) gone(disk->device, disk->uuid);
 }
 
 // A domain that is saved again right after its restore meets the end of its first mark.
@@ -156,9 +190,9 @@ Task<> Vbds::mark_saved(DiskPtr disk, bool saved) {
   if (error) std::rethrow_exception(error);
 }
 
-void Vbds::gone(const std::string& device) {
+void Vbds::gone(const std::string& device, const std::string& uuid) {
   auto found = disks_.find(device);
-  if (found == disks_.end()) return;
+  if (found == disks_.end() || found->second->uuid != uuid) return;
   found->second->state = Disk::State::leaving;  // for those who hold it still
   disks_.erase(found);
   changed_.notify();
@@ -187,17 +221,47 @@ void Vbds::changed() {
   for (const std::string& path : heard) {
     const std::string node = vbd_node(path);
     if (mine.contains(node)) nodes.insert(node);
-    if (!node.empty() && !mine.contains(node) && path.ends_with("/physical-device"))
-      others.insert(node);
+    if (!node.empty() && !mine.contains(node) && path.ends_with(kDeviceKey)) others.insert(node);
     if (!node.empty()) continue;
     // The deletion of a domain's directory is told once, by its own path.
     const std::string below = path + "/";
     for (auto it = mine.lower_bound(below); it != mine.end() && it->starts_with(below); ++it)
       nodes.insert(*it);
   }
-  if (heard.contains(kRelease)) spawn(look_at_domains(), "Looking at the domains");
-  for (const std::string& node : nodes) spawn(look_at_node(node), text("Looking at ", node));
-  for (const std::string& node : others) spawn(look_at_other(node), text("Looking at ", node));
+  if (heard.contains(kRelease)) spawn(look(look_at_domains(), kRelease), "Looking at the domains");
+  for (const std::string& node : nodes)
+    spawn(look(look_at_node(node), node), text("Looking at ", node));
+  for (const std::string& node : others)
+    spawn(look(look_at_other(node), node + kDeviceKey), text("Looking at ", node));
+}
+
+// What was heard of once and could not be looked at then, nobody tells of again.
+Task<> Vbds::look(Task<> at, std::string heard) {
+  std::string why;
+  try {
+    co_await std::move(at);
+  } catch (const Error& error) {
+    why = error.what();
+  }
+  if (why.empty()) co_return;
+  if (missed_told_.insert(why).second)
+    fail("", text(heard == kRelease ? "The domains" : heard, " cannot be looked at. ", why,
+                  " cowd goes on trying."));
+  if (!looks_again_) spawn(look_again(), "Looking again");
+  looks_again_ = true;
+  missed_.insert(std::move(heard));
+}
+
+Task<> Vbds::look_again() {
+  for (;;) {
+    asio::steady_timer pause(strand_, pauses_.again);
+    co_await pause.async_wait(asio::use_awaitable);
+    if (missed_.empty()) break;
+    const std::set<std::string> missed = std::exchange(missed_, {});
+    hear({missed.begin(), missed.end()});
+  }
+  missed_told_.clear();
+  looks_again_ = false;
 }
 
 // A disk of another script (phy:), which asks nobody: it cannot be prevented, only told.
@@ -207,8 +271,7 @@ Task<> Vbds::look_at_other(std::string path) {
     bool writes;
   };
   auto read = [path](XenHost& host) {
-    return Opened{host.read(path + "/physical-device"),
-                  host.read(path + "/mode").value_or("w") != "r"};
+    return Opened{host.read(path + kDeviceKey), host.read(path + "/mode").value_or("w") != "r"};
   };
   const Opened opened = co_await xen_.call(read);
   const std::optional<dev_t> number = opened.device ? dev_of(*opened.device) : std::nullopt;
@@ -216,14 +279,12 @@ Task<> Vbds::look_at_other(std::string path) {
   const StoreIdentity store = co_await blocking(identify_device, *number);
   const std::string device = co_await devices_.hindered(store, opened.writes);
   if (device.empty()) co_return;
-  std::string id = new_error_id();
-  std::string sentence =
+  const std::string sentence =
       text("Domain ", domid_of(path), opened.writes ? " may write to" : " reads", " the device ",
            major(*number), ":", minor(*number), " (", path, "), which ", device,
            " is made of: what it finds there may be wrong, and what it writes there spoils ",
            device, ". Detach one of the two.");
-  log(Level::error, sentence, {device, id});
-  events_.add("foreign-user", device, sentence, id);
+  fail(device, sentence, "foreign-user");
 }
 
 Task<> Vbds::look_at_node(std::string path) {
@@ -232,7 +293,8 @@ Task<> Vbds::look_at_node(std::string path) {
 }
 
 Task<> Vbds::look_at_domains() {
-  const auto domains = co_await xen_.call(domains_of);
+  auto list = domains_now();
+  const auto domains = co_await xen_.call(list);
   std::vector<std::string> over;
   std::vector<DiskPtr> noted;
   // Nothing is awaited in here: by then these domains could be older than what others saw.
@@ -264,7 +326,8 @@ Task<> Vbds::until_it_runs(DiskPtr disk) {
     co_await pause.async_wait(asio::use_awaitable);
     std::vector<XenDomain> domains;
     try {
-      domains = co_await xen_.call(domains_of);
+      auto list = domains_now();
+      domains = co_await xen_.call(list);
     } catch (const Error&) {
       continue;  // Xen answers the next time, or whoever needs it more complains
     }
@@ -326,23 +389,21 @@ Task<> Vbds::until_it_goes_on(DiskPtr disk) {
 
 Task<> Vbds::start() { return on(strand_, start_here()); }
 
+void Vbds::watch(XenHost& host) {
+  host.watch(kRelease);
+  host.watch(kVbdRoot);
+}
+
 Task<> Vbds::start_here() {
-  // First: after it fails this object goes, and nothing of it may run on.
-  auto watch = [](XenHost& host) {
-    host.watch(kRelease);
-    host.watch(kVbdRoot);
-    return true;
-  };
-  co_await xen_.call(watch);
   for (const DeviceEntry& entry : co_await devices_.entries()) take_up(entry);
   started_ = true;
   changed_.notify();
   // What happened while no cowd ran.
-  std::vector<std::string> paths;
+  std::vector<std::string> paths{kRelease};
   for (const auto& [device, disk] : disks_)
     paths.insert(paths.end(), disk->note.vbds.begin(), disk->note.vbds.end());
-  spawn(look_at_domains(), "Looking at the domains");
-  for (const std::string& path : paths) spawn(look_at_node(path), text("Looking at ", path));
+  hear(std::move(paths));
+  co_await forget_ends();
 }
 
 // What an earlier cowd had. Whether a store is kept was decided, and noted, before the store was
@@ -351,6 +412,7 @@ void Vbds::take_up(const DeviceEntry& entry) {
   if (entry.domain.vm_uuid.empty()) return;
   auto disk = std::make_shared<Disk>();
   disk->device = entry.name;
+  disk->uuid = entry.uuid;
   disk->note = entry.domain;
   disk->read_only = entry.read_only;
   disk->transient = entry.store.has_value();
@@ -359,6 +421,7 @@ void Vbds::take_up(const DeviceEntry& entry) {
   const bool keep = entry.domain.keep;
   if (!entry.domain.vbds.empty()) {
     disk->state = Disk::State::ready;
+    disk->given.insert(entry.domain.vbds.begin(), entry.domain.vbds.end());
     watch_kept(disk);
     if (disk->saved) spawn(until_it_runs(disk), text("Waiting for ", disk->note.name, " to run"));
     return;

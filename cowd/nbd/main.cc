@@ -14,7 +14,8 @@
 // What fails in state 1 is written to FILE, as ERRNO: SENTENCE.
 // Started again, by whoever saw it killed, it finds the device and goes on with it: in state 3,
 // where it may have to replace the connection; before that in state 2, if FILE is still there.
-// Without FILE and device there is nothing to do.
+// Killed in the middle of state 1 it had not said that the last close disconnects: that is said
+// again. Without FILE, device and somebody who has it open there is nothing to do.
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/inotify.h>
@@ -130,35 +131,18 @@ class Keeper {
     }
   }
 
-  // In place of state 1, where another of us was killed: whether the device is still there.
-  bool adopt() {
-    std::error_code ignored;
-    for (const auto& entry : std::filesystem::directory_iterator("/sys/block", ignored)) {
-      const std::string name = entry.path().filename();
-      if (!name.starts_with("nbd")) continue;
-      index_ = static_cast<uint32_t>(std::strtoul(name.c_str() + 3, nullptr, 10));
-      if (!configured()) continue;
-      uint64_t sectors = 0;
-      std::ifstream(entry.path() / "size") >> sectors;
-      size_ = sectors * 512;
-      return true;
-    }
-    return false;
-  }
-
-  // The same in state 2. What is about to be disconnected is not there.
-  bool adopt_held() {
-    if (!adopt()) return false;
+  // In place of state 1, where another of us was killed: whether the device is still there. What
+  // is about to be disconnected is not.
+  bool adopt(bool held) {
+    if (!find()) return false;
     try {
       open_device();
       netlink_.disconnect_on_close(index_, options_.backend);
-      if (configured()) return true;
     } catch (const Error&) {
-      // Then another is connected.
+      if (held) return close_device();  // another is connected now
     }
-    if (device_ >= 0) close(device_);
-    device_ = -1;
-    return false;
+    if (!held) close_device();
+    return configured() || close_device();
   }
 
   // State 3 from there on. The connection may have died while there was none of us; the kernel
@@ -178,6 +162,28 @@ class Keeper {
   }
 
  private:
+  bool find() {
+    std::error_code ignored;
+    for (const auto& entry : std::filesystem::directory_iterator("/sys/block", ignored)) {
+      const std::string name = entry.path().filename();
+      if (!name.starts_with("nbd")) continue;
+      index_ = static_cast<uint32_t>(std::strtoul(name.c_str() + 3, nullptr, 10));
+      if (!configured()) continue;
+      uint64_t sectors = 0;
+      std::ifstream(entry.path() / "size") >> sectors;
+      size_ = sectors * 512;
+      return true;
+    }
+    return false;
+  }
+
+  // Which may disconnect it.
+  bool close_device() {
+    if (device_ >= 0) close(device_);
+    device_ = -1;
+    return false;
+  }
+
   void watch() {
     for (;;) {
       if (!wait_for_end() && !still_ours()) return;
@@ -318,7 +324,7 @@ int main(int argc, char** argv) {
   try {
     Keeper keeper(options);
     const bool held = access(options.hold.c_str(), F_OK) == 0;
-    const bool found = held ? keeper.adopt_held() : keeper.adopt();
+    const bool found = keeper.adopt(held);
     if (!found && !held) return 0;
     if (!found) keeper.connect();
     go_on_in_background();

@@ -157,6 +157,12 @@ rm "$WORK/hold"
 check "and gone then" until_true 10 eval "test \$(connected kept) = 0"
 check "with its program" until_true 10 eval "! pgrep -x cowd-nbd"
 
+# --- killed before it had said that the last close disconnects, as nbd-client does not ---
+need nbd-client -i kept -N top 127.0.0.1 10812 /dev/nbd9
+check "connected, and open to nobody" test "$(connected kept)" = 1
+check "started again it sees to that" cowd-nbd --backend kept --hold "$WORK/hold" nbd://127.0.0.1:10812/top
+check "and nothing is left" until_true 10 eval "test \$(connected kept) = 0 && ! pgrep -x cowd-nbd"
+
 # --- a base whose server may be lost for three seconds ---
 cat >"$WORK/disks.d/short.toml" <<-END
 	spec = "raw:nbd://127.0.0.1:10812/top"

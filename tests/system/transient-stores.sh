@@ -59,7 +59,7 @@ refuses "one in use stays" EBUSY tool remove "$uuid"
 need ctl detach first
 check "save" tool save "$uuid"
 check "it is saved" test "$(tool find "$VG" "$VM" xvda | field .uuid)" = "$uuid"
-refuses "a saved one stays" EBUSY tool remove "$uuid"
+refuses "a saved one stays" EPERM tool remove "$uuid"
 check "LVM's selection leaves it out, too" test -z "$(lvs_of lv_name "lv_uuid=$lv && lv_tags!=\"cowd.saved\"")"
 tool find "$VG" "$VM" xvdb >/dev/null
 check "not that of another disk" test $? = 3
@@ -139,7 +139,7 @@ refuses "a file behind a loop device stays" EBUSY tool remove "$uuid" "$DIR"
 need ctl detach file
 check "save a file" tool save "$uuid" "$DIR"
 check "it is found" test "$(tool find "$DIR" "$VM" xvda | field .uuid)" = "$uuid"
-refuses "a saved file stays" EBUSY tool remove "$uuid" "$DIR"
+refuses "a saved file stays" EPERM tool remove "$uuid" "$DIR"
 check "until it is deleted" tool delete "$uuid" "$DIR"
 check "nothing of it stays" test -z "$(ls -A "$DIR")"
 

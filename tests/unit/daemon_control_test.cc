@@ -208,6 +208,29 @@ TEST_F(ControlTest, AClientThatHangsUpGivesBackItsPlaceAlsoWhereItsRequestHangs)
   EXPECT_EQ(events.after(0).at(0).message, "It was given up.");
 }
 
+TEST_F(ControlTest, WhoAsksAgainAndAgainForWhatHangsIsRefused) {
+  hanging = std::make_shared<Hanging>(io.get_executor());
+  json hang = {{"cmd", "hang"}, {"device", "disk"}};
+  for (int i = 0; i < 8; ++i) {
+    auto client = connect();
+    run_to_end(io, client->write(hang));
+    settle();
+    client.reset();
+    settle();
+  }
+  auto client = connect();
+  const json refused = ask(*client, hang);
+  EXPECT_EQ(refused["error"]["errno"], "EBUSY") << refused;
+  json other = {{"cmd", "hang"}, {"device", "other"}};
+  run_to_end(io, client->write(other));
+  hanging->held = false;
+  hanging->released.notify();
+  EXPECT_EQ((*run_to_end(io, client->read()))["progress"]["done"], 1);
+  EXPECT_EQ((*run_to_end(io, client->read()))["ok"], true);
+  EXPECT_EQ(ask(*client, hang)["progress"]["done"], 1);
+  EXPECT_EQ((*run_to_end(io, client->read()))["ok"], true);
+}
+
 TEST_F(ControlTest, ARequestThatIsSentEarlyIsNoHangUp) {
   hanging = std::make_shared<Hanging>(io.get_executor());
   auto client = connect();

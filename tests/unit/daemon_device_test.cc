@@ -108,6 +108,7 @@ class DeviceTest : public testing::Test {
     char name[] = "/tmp/device-XXXXXX";
     dir = mkdtemp(name);
     start();
+    run(cowd->devices.reattach_all());
   }
   ~DeviceTest() override {
     gate.release();
@@ -209,6 +210,41 @@ TEST_F(DeviceTest, ABackingThatHangsHoldsUpNoOtherDevice) {
   EXPECT_TRUE(until([&] { return cowd->events.after(0).back().type == "reattached"; }));
   EXPECT_EQ(state("hung"), "active");
   EXPECT_EQ(code_of(cowd->devices.detach("hung")), 0);
+}
+
+// What came while no cowd ran waits in its socket.
+TEST_F(DeviceTest, ARequestThatIsFasterThanTheStartMeetsWhatIsInUse) {
+  attach("disk", "raw:" + file("store"));
+  kill_and_start();
+  AttachRequest request;
+  request.name = "other";
+  request.spec = "raw:" + dir + "/store";
+  std::optional<int> ended;
+  auto attaching = [](DeviceManager* devices, AttachRequest asked) -> Task<> {
+    co_await devices->attach(std::move(asked));
+  };
+  begin(attaching(&cowd->devices, std::move(request)), ended);
+  for (int i = 0; i < 20; ++i) {
+    cowd->io.restart();
+    cowd->io.run_one_for(20ms);
+  }
+  run(cowd->devices.reattach_all());
+  EXPECT_TRUE(until([&] { return ended.has_value(); }));
+  EXPECT_EQ(ended, EBUSY);
+  EXPECT_EQ(state("disk"), "active");
+}
+
+TEST_F(DeviceTest, AStoreIsInUseAlsoWhereItsBaseIsGone) {
+  attach("disk", store("cow"));
+  kill_and_start();
+  fs::rename(dir + "/cow-base", dir + "/away");
+  run(cowd->devices.reattach_all());
+  EXPECT_EQ(state("disk"), "failed");
+  EXPECT_THROW(attach("other", "raw:" + dir + "/cow"), Error);
+  fs::rename(dir + "/away", dir + "/cow-base");
+  EXPECT_TRUE(until([&] { return cowd->events.after(0).back().type == "reattached"; }));
+  EXPECT_EQ(code_of(cowd->devices.detach("disk")), 0);
+  attach("other", "raw:" + dir + "/cow");
 }
 
 TEST_F(DeviceTest, TheNameOfANoteThatIsBeingCleanedIsTaken) {

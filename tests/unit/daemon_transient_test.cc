@@ -130,7 +130,7 @@ TEST_F(TransientFiles, SavedOnesGoOnlyIfThatIsSaid) {
   auto store = stores_.create(directory_, 1 << 20, kGuest);
   stores_.mark_saved(store, true);
   std::string sentence;
-  EXPECT_EQ(code_of([&] { stores_.remove(store); }, &sentence), EBUSY);
+  EXPECT_EQ(code_of([&] { stores_.remove(store); }, &sentence), EPERM);
   EXPECT_NE(sentence.find("cowctl delete " + store.uuid), std::string::npos) << sentence;
   EXPECT_EQ(entries(), 2U);
   stores_.remove(store, TransientStores::Saved::goes);
@@ -346,6 +346,19 @@ TEST_F(Removals, WhatAnotherRemovedIsGone) {
   begin({EIO, ENOENT});
   EXPECT_EQ(tries_, 2U);
   EXPECT_EQ(removals_->why("s1"), "");
+}
+
+// Who comes for it, or deletes it, sees to its end.
+TEST_F(Removals, WhatIsASavedDomainsIsLeftAlone) {
+  char name[] = "/tmp/removals-XXXXXX";
+  const std::string directory = mkdtemp(name);
+  TransientStores stores(kHost, kBoot);
+  const TransientStore store = stores.create(directory, 1 << 20, {});
+  stores.mark_saved(store, true);
+  begin({code_of([&] { stores.remove(store); })});
+  EXPECT_EQ(tries_, 1U);
+  EXPECT_EQ(removals_->why("s1"), "");
+  fs::remove_all(directory);
 }
 
 TEST_F(Removals, WhatIsNotOursIsLeftAlone) {

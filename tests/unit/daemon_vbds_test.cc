@@ -6,12 +6,14 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "cowd/daemon/config.hh"
 #include "cowd/daemon/event_ring.hh"
 #include "cowd/daemon/vbds.hh"
+#include "cowd/daemon/xen_link.hh"
 #include "tests/unit/vbds_world.hh"
 
 namespace cowd {
@@ -33,9 +35,11 @@ class Reactor : public asio::io_context {
 // One run of cowd, from its start to its death.
 struct Cowd {
   Cowd(FakeXen& xen, FakeStores& stores, const Config& config, Vbds::Pauses pauses)
-      : devices(io.get_executor(), stores),
-        vbds(std::make_unique<Vbds>(io, devices, events, config,
-                                    std::make_unique<FakeXen::Host>(xen), pauses)) {}
+      : devices(io.get_executor(), stores) {
+    auto host = std::make_unique<FakeXen::Host>(xen);
+    Vbds::watch(*host);
+    vbds = std::make_unique<Vbds>(io, devices, events, config, std::move(host), pauses);
+  }
   Reactor io;
   EventRing events;
   FakeDevices devices;
@@ -52,10 +56,15 @@ struct Added {
 
 class VbdsTest : public testing::Test {
  protected:
-  VbdsTest() { pauses.look = pauses.again = kNever; }
+  VbdsTest() {
+    pauses.look = pauses.again = kNever;
+    char dir[] = "/tmp/cowd-vbds-XXXXXX";
+    config.paths.run_dir = mkdtemp(dir);
+  }
   ~VbdsTest() override {
     xen.block(false);
     if (cowd) kill();
+    std::filesystem::remove_all(config.paths.run_dir);
   }
 
   void start() {
@@ -112,6 +121,18 @@ class VbdsTest : public testing::Test {
     EXPECT_TRUE(until([&] { return added->done; })) << path;
     return *added;
   }
+  std::shared_ptr<std::optional<int>> begin_remove(const std::string& path) {
+    auto code = std::make_shared<std::optional<int>>();
+    asio::co_spawn(cowd->io, cowd->vbds->remove(path), [code](std::exception_ptr error) {
+      *code = 0;
+      try {
+        if (error) std::rethrow_exception(error);
+      } catch (const Error& failure) {
+        *code = failure.code();
+      }
+    });
+    return code;
+  }
   void remove(const std::string& path) { run(cowd->vbds->remove(path)); }
   // All that was under way, in cowd and on its Xen thread, has come to where it stays.
   void settle() {
@@ -145,6 +166,19 @@ class VbdsTest : public testing::Test {
   void resume(XenDomain& domain) {
     domain.shut_down = false;
     xen.domain(domain);
+  }
+  // As block-dmu does.
+  void leave_end(const std::string& name, const std::string& line) const {
+    std::filesystem::create_directory(config.paths.run_dir + "/ends");
+    std::ofstream(config.paths.run_dir + "/ends/" + name) << line;
+  }
+  bool left_end(const std::string& name) const {
+    return std::filesystem::exists(config.paths.run_dir + "/ends/" + name);
+  }
+  size_t told(const std::string& type) const {
+    const auto events = cowd->events.after(0);
+    return static_cast<size_t>(std::count_if(events.begin(), events.end(),
+                                             [&](const auto& each) { return each.type == type; }));
   }
   bool noted_keep(const std::string& device) { return stores.entries.at(device).domain.keep; }
   bool no_devices() const { return stores.entries.empty(); }
@@ -535,13 +569,403 @@ TEST_F(VbdsTest, ADomainThatDiesWhileTheEndIsNotedIsNotMissed) {
   add(path);
   stores.open.insert("vm-guest-xvda");
   cowd->devices.held = {"note"};
-  remove(path);
+  begin_remove(path);
   ASSERT_TRUE(until([&] { return cowd->devices.said_it("note vm-guest-xvda"); }));
   xen.end(3);
   xen.release();
   settle();
   cowd->devices.let_go();
   EXPECT_TRUE(until([&] { return cowd->devices.said_it("abandon vm-guest-xvda"); }));
+}
+
+// --- a domain that ends while no cowd runs, and what block-dmu leaves of that ---
+
+TEST_F(VbdsTest, ARemovalIsAnsweredWhenItIsNoted) {
+  start();
+  guest(3);
+  const std::string path = node(3, kTransient);
+  add(path);
+  cowd->devices.held = {"note"};
+  auto removed = begin_remove(path);
+  ASSERT_TRUE(until([&] { return cowd->devices.said_it("note vm-guest-xvda"); }));
+  settle();
+  EXPECT_FALSE(*removed);
+  cowd->devices.let_go();
+  EXPECT_TRUE(until([&] { return removed->has_value(); }));
+  EXPECT_EQ(*removed, 0);
+}
+
+TEST_F(VbdsTest, OneThatCannotBeNotedIsRefusedAndGoesOn) {
+  start();
+  guest(3);
+  const std::string path = node(3, kTransient);
+  add(path);
+  cowd->devices.broken_notes = 1;
+  auto removed = begin_remove(path);
+  ASSERT_TRUE(until([&] { return removed->has_value(); }));
+  EXPECT_EQ(*removed, ENOSPC);
+  EXPECT_TRUE(until([&] { return no_devices(); }));
+}
+
+TEST_F(VbdsTest, OneThatWasSavedWhileNoCowdRunsIsKept) {
+  start();
+  guest(3);
+  const std::string path = node(3, kTransient);
+  add(path);
+  kill();
+  leave_end("3", text(kVm, " 2\n"));
+  xen.end(3);
+  xen.remove(path);
+  start();
+  EXPECT_TRUE(until([&] { return no_devices(); }));
+  EXPECT_EQ(states(), "store-1 saved;");
+  EXPECT_TRUE(until([&] { return !left_end("3"); }));
+  // And finds its store.
+  guest(4);
+  add(node(4, kTransient));
+  EXPECT_EQ(states(), "store-1 saved;");
+}
+
+TEST_F(VbdsTest, SoIsOneWhoseNextDomainComesFirst) {
+  start();
+  guest(3);
+  const std::string path = node(3, kTransient);
+  add(path);
+  kill();
+  leave_end("3", text(kVm, " 2\n"));
+  xen.end(3);
+  xen.remove(path);
+  guest(4);
+  const std::string next = node(4, kTransient);
+  xen.break_domains(true);
+  xen.break_reads(true);
+  start();
+  settle();
+  xen.break_domains(false);
+  xen.break_reads(false);
+  EXPECT_EQ(add(next).device, "vm-guest-xvda");
+  EXPECT_EQ(states(), "store-1 saved;");
+}
+
+TEST_F(VbdsTest, WhatIsNoSuchNoteKeepsNothing) {
+  for (const auto& [name, line] : std::vector<std::pair<std::string, std::string>>{
+           {"3", "c0ffee00-0000-4000-8000-000000000002 2\n"},
+           {"4", text(kVm, " 2\n")},
+           {"3", text(kVm, " 1\n")},
+           {"3", text(kVm, " x\n")},
+           {"3", text(kVm, "\n")},
+           {"3", ""},
+           {"3x", text(kVm, " 2\n")},
+           {".3", text(kVm, " 2\n")}}) {
+    start();
+    guest(3);
+    const std::string path = node(3, kTransient);
+    add(path);
+    kill();
+    leave_end(name, line);
+    xen.end(3);
+    xen.remove(path);
+    start();
+    EXPECT_TRUE(until([&] { return no_devices(); })) << name << " " << line;
+    EXPECT_EQ(states(), "") << name << " " << line;
+    kill();
+    std::filesystem::remove_all(config.paths.run_dir + "/ends");
+  }
+}
+
+TEST_F(VbdsTest, KeptOnRebootItIsTheSameStoreAlsoThen) {
+  config.devices.keep_on_reboot = true;
+  start();
+  guest(3);
+  const std::string path = node(3, kTransient);
+  add(path);
+  kill();
+  leave_end("3", text(kVm, " 1\n"));
+  xen.end(3);
+  xen.remove(path);
+  start();
+  EXPECT_TRUE(until([&] { return no_devices(); }));
+  EXPECT_EQ(states(), "store-1 saved;");
+}
+
+// --- when Xen is not there yet ---
+
+TEST(XenLinkTest, XenIsTriedUntilItIsThere) {
+  FakeXen xen;
+  FakeStores stores;
+  EventRing events;
+  Config config;
+  Reactor io;
+  FakeDevices devices(io.get_executor(), stores);
+  xen.break_watches(3);
+  unsigned opened = 0;
+  XenLink::Access access;
+  access.is_here = [] { return true; };
+  access.open = [&](const std::vector<std::string>&) {
+    ++opened;
+    return std::make_unique<FakeXen::Host>(xen);
+  };
+  access.again = 1ms;
+  std::optional<XenLink> link(std::in_place, io, devices, events, config, access);
+  const auto run = [&](const bool& done) {
+    for (const auto end = std::chrono::steady_clock::now() + 20s;
+         !done && std::chrono::steady_clock::now() < end;) {
+      io.restart();
+      io.run_one_for(100ms);
+    }
+    EXPECT_TRUE(done);
+  };
+  bool tried = false;
+  asio::co_spawn(io, link->start(), [&](std::exception_ptr error) {
+    EXPECT_FALSE(error);
+    tried = true;
+  });
+  run(tried);
+  // By nobody's request.
+  bool serves = false;
+  const auto look = [&]() -> Task<> {
+    while (opened < 4) {
+      asio::steady_timer pause(io, 1ms);
+      co_await pause.async_wait(asio::use_awaitable);
+    }
+    EXPECT_TRUE(co_await link->get());
+  };
+  asio::co_spawn(io, look(), [&](std::exception_ptr error) {
+    EXPECT_FALSE(error);
+    serves = true;
+  });
+  run(serves);
+  EXPECT_EQ(opened, 4U);
+  io.shutdown();
+  link.reset();
+  xen.wait_for_no_host();
+}
+
+// --- more than one add ---
+
+Task<> gave_up() {
+  throw Error(EPIPE, "Nobody waits.");
+  co_return;
+}
+
+TEST_F(VbdsTest, WhatAGivenUpAddMadeIsTheNextOnes) {
+  start();
+  guest(3);
+  const std::string path = node(3, kTransient);
+  cowd->devices.held = {"attach"};
+  auto first = begin_add(path, gave_up);
+  ASSERT_TRUE(until([&] { return cowd->devices.said_it("attach vm-guest-xvda"); }));
+  auto second = begin_add(path);
+  settle();
+  cowd->devices.let_go();
+  ASSERT_TRUE(until([&] { return first->done && second->done; }));
+  EXPECT_EQ(first->code, ECANCELED) << first->sentence;
+  EXPECT_EQ(second->device, "vm-guest-xvda") << second->sentence;
+  settle();
+  EXPECT_EQ(stores.entries.at("vm-guest-xvda").domain.vbds, std::vector<std::string>{path});
+  EXPECT_FALSE(cowd->devices.said_it("leave vm-guest-xvda orderly"));
+  EXPECT_EQ(cowd->devices.said.size(), 3U);  // attach, entry, note
+}
+
+TEST_F(VbdsTest, WhatAllGaveUpIsLeft) {
+  start();
+  guest(3);
+  const std::string path = node(3, kTransient);
+  cowd->devices.held = {"attach"};
+  auto first = begin_add(path, gave_up);
+  ASSERT_TRUE(until([&] { return cowd->devices.said_it("attach vm-guest-xvda"); }));
+  auto second = begin_add(path, gave_up);
+  settle();
+  cowd->devices.let_go();
+  ASSERT_TRUE(until([&] { return first->done && second->done; }));
+  EXPECT_EQ(second->code, ECANCELED) << second->sentence;
+  EXPECT_TRUE(until([&] { return no_devices(); }));
+  EXPECT_EQ(states(), "");
+}
+
+TEST_F(VbdsTest, AGivenUpAddIsNotInTheWayOfAnotherDisk) {
+  start();
+  guest(3);
+  const std::string path = node(3, kTransient);
+  cowd->devices.held = {"attach"};
+  auto first = begin_add(path, gave_up);
+  ASSERT_TRUE(until([&] { return cowd->devices.said_it("attach vm-guest-xvda"); }));
+  xen.remove(path);
+  auto second = begin_add(node(3, kPersistent));
+  settle();
+  cowd->devices.let_go();
+  ASSERT_TRUE(until([&] { return first->done && second->done; }));
+  EXPECT_EQ(first->code, ECANCELED) << first->sentence;
+  EXPECT_EQ(second->code, 0) << second->sentence;
+  settle();
+  ASSERT_EQ(stores.entries.size(), 1U);
+  EXPECT_EQ(stores.entries.begin()->second.spec, kPersistent);
+  EXPECT_EQ(states(), "");
+}
+
+TEST_F(VbdsTest, ASecondAddThatIsGivenUpLeavesTheDiskToItsUser) {
+  start();
+  guest(3);
+  const std::string path = node(3, kTransient);
+  add(path);
+  auto second = begin_add(path, gave_up);
+  ASSERT_TRUE(until([&] { return second->done; }));
+  EXPECT_EQ(second->code, ECANCELED) << second->sentence;
+  kill_and_start();
+  second = begin_add(path, gave_up);
+  ASSERT_TRUE(until([&] { return second->done; }));
+  settle();
+  EXPECT_EQ(stores.entries.at("vm-guest-xvda").domain.vbds, std::vector<std::string>{path});
+}
+
+TEST_F(VbdsTest, ADiskThatIsTakenAwayMeanwhileIsNotGiven) {
+  start();
+  guest(3);
+  const std::string path = node(3, kTransient);
+  stores.open.insert("vm-guest-xvda");
+  auto added = begin_add(path, [&]() -> Task<> { return cowd->vbds->remove(path); });
+  ASSERT_TRUE(until([&] { return added->done; }));
+  EXPECT_EQ(added->code, ECANCELED) << added->sentence;
+}
+
+TEST_F(VbdsTest, ADomainThatDiesWhileItsDiskIsAttachedLeavesNothing) {
+  start();
+  XenDomain domain = guest(3);
+  cowd->devices.held = {"attach"};
+  auto added = begin_add(node(3, kTransient));
+  ASSERT_TRUE(until([&] { return cowd->devices.said_it("attach vm-guest-xvda"); }));
+  domain.dying = true;
+  xen.domain(domain);
+  xen.release();
+  settle();
+  cowd->devices.let_go();
+  ASSERT_TRUE(until([&] { return added->done; }));
+  EXPECT_EQ(added->code, ECANCELED) << added->sentence;
+  EXPECT_TRUE(until([&] { return no_devices(); }));
+  EXPECT_EQ(states(), "");
+}
+
+TEST_F(VbdsTest, ADeviceThatGoesAsItIsMadeIsNotGiven) {
+  start();
+  guest(3);
+  const std::string path = node(3, kPersistent);
+  cowd->devices.held = {"entry"};
+  auto added = begin_add(path);
+  ASSERT_TRUE(until([&] { return cowd->devices.said_it("entry vm-guest-xvda"); }));
+  stores.leaving.insert("vm-guest-xvda");
+  cowd->devices.close("vm-guest-xvda");
+  cowd->devices.let_go();
+  ASSERT_TRUE(until([&] { return added->done; }));
+  EXPECT_EQ(added->code, ENODEV) << added->sentence;
+  EXPECT_EQ(add(path).device, "vm-guest-xvda");
+  EXPECT_EQ(stores.entries.size(), 1U);
+}
+
+TEST_F(VbdsTest, AnEndThatIsToldLateIsNotThatOfTheNextDevice) {
+  start();
+  guest(3);
+  const std::string path = node(3, kTransient);
+  const std::string device = add(path).device;
+  cowd->devices.held = {"tell"};
+  remove(path);
+  ASSERT_TRUE(until([&] { return no_devices(); }));
+  guest(4, "c0ffee00-0000-4000-8000-000000000002");
+  const std::string next = node(4, kTransient);
+  EXPECT_EQ(add(next).device, device);
+  cowd->devices.let_go();
+  settle();
+  remove(next);
+  EXPECT_TRUE(until([&] { return no_devices(); }));
+  EXPECT_EQ(states(), "");
+}
+
+// Of its end nobody told.
+TEST_F(VbdsTest, ANodeThatWasMadeAnewMayHaveAnotherDisk) {
+  start();
+  guest(3);
+  const std::string path = node(3, kTransient);
+  add(path);
+  xen.write(path + "/physical-device", "fd:10");
+  xen.write(path + "/params", kPersistent);
+  EXPECT_EQ(add(path).code, EEXIST);
+  xen.remove(path);
+  node(3, kPersistent);
+  EXPECT_EQ(add(path).code, 0);
+  ASSERT_EQ(stores.entries.size(), 1U);
+  EXPECT_EQ(stores.entries.begin()->second.spec, kPersistent);
+  EXPECT_EQ(states(), "");
+  // Nor of the end of its domain.
+  xen.write(path + "/physical-device", "fd:10");
+  xen.end(3);
+  guest(3, "c0ffee00-0000-4000-8000-000000000002");
+  EXPECT_EQ(add(path).code, 0);
+  ASSERT_EQ(stores.entries.size(), 1U);
+  EXPECT_EQ(stores.entries.begin()->second.domain.vm_uuid, "c0ffee00-0000-4000-8000-000000000002");
+}
+
+// Two domains that run may have one UUID: xl restore of what xl save -c left.
+TEST_F(VbdsTest, TwoDomainsThatRunDoNotWriteToOneDisk) {
+  start();
+  XenDomain first = guest(3);
+  const std::string path = node(3, kPersistent);
+  const std::string device = add(path).device;
+  guest(4);
+  const std::string other = node(4, kPersistent);
+  const Added refused = add(other);
+  EXPECT_EQ(refused.code, EBUSY);
+  EXPECT_NE(refused.sentence.find(path), std::string::npos) << refused.sentence;
+  suspend(first);
+  EXPECT_EQ(add(other).device, device);
+}
+
+TEST_F(VbdsTest, TwoThatOnlyReadDo) {
+  start();
+  guest(3);
+  guest(4);
+  const std::string device = add(node(3, kPersistent, "r")).device;
+  EXPECT_EQ(add(node(4, kPersistent, "r")).device, device);
+}
+
+// --- what fails is done again ---
+
+TEST_F(VbdsTest, WhatCouldNotBeLookedAtIsLookedAtAgain) {
+  pauses.again = 1ms;
+  start();
+  guest(3);
+  add(node(3, kTransient));
+  kill();
+  xen.end(3);
+  xen.break_domains(true);
+  start();
+  settle();
+  EXPECT_FALSE(no_devices());
+  xen.break_domains(false);
+  EXPECT_TRUE(until([&] { return no_devices(); }));
+  EXPECT_EQ(states(), "");
+
+  guest(3);
+  const std::string path = node(3, kTransient);
+  EXPECT_EQ(add(path).code, 0);
+  xen.break_reads(true);
+  xen.remove("backend/vbd/3");
+  settle();
+  EXPECT_FALSE(no_devices());
+  xen.break_reads(false);
+  EXPECT_TRUE(until([&] { return no_devices(); }));
+  EXPECT_EQ(told("xen-error"), 2U);
+}
+
+TEST_F(VbdsTest, WhatGoesWrongAgainAndAgainIsToldOnce) {
+  pauses.again = 1ms;
+  start();
+  XenDomain domain = guest(3);
+  const std::string path = node(3, kTransient);
+  add(path);
+  suspend(domain);
+  cowd->devices.broken_marks = 5;
+  remove(path);
+  EXPECT_TRUE(until([&] { return no_devices(); }));
+  EXPECT_EQ(told("xen-error"), 1U);
 }
 
 // --- domain 0 beside a guest ---

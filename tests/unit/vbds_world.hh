@@ -76,6 +76,14 @@ class FakeXen {
     const std::lock_guard lock(mutex_);
     broken_ = broken;
   }
+  void break_watches(unsigned count) {
+    const std::lock_guard lock(mutex_);
+    broken_watches_ = count;
+  }
+  void break_reads(bool broken) {
+    const std::lock_guard lock(mutex_);
+    broken_reads_ = broken;
+  }
   // Whether cowd's thread is held up in a call.
   bool in_call() {
     const std::lock_guard lock(mutex_);
@@ -115,6 +123,7 @@ class FakeXen {
     std::optional<std::string> read(const std::string& path) override {
       std::unique_lock lock = xen_.enter();
       ++xen_.reads_;
+      if (xen_.broken_reads_) throw Error(EIO, "xenstored does not answer.");
       auto found = xen_.nodes_.find(path);
       if (found == xen_.nodes_.end()) return std::nullopt;
       return found->second;
@@ -130,6 +139,10 @@ class FakeXen {
     }
     void watch(const std::string& path) override {
       std::unique_lock lock = xen_.enter();
+      if (xen_.broken_watches_ && path != "@releaseDomain") {
+        --xen_.broken_watches_;
+        throw Error(EIO, "xenstored does not answer.");
+      }
       xen_.watched_.insert(path);
       xen_.tell(path);
     }
@@ -186,9 +199,9 @@ class FakeXen {
   std::map<uint32_t, XenDomain> domains_;
   std::set<std::string> watched_;
   std::vector<std::string> events_, flood_;
-  bool blocked_ = false, waiting_ = false, broken_ = false;
+  bool blocked_ = false, waiting_ = false, broken_ = false, broken_reads_ = false;
   size_t reads_ = 0, batches_ = 0;
-  unsigned hosts_ = 0;
+  unsigned hosts_ = 0, broken_watches_ = 0;
 };
 
 // --- what outlives cowd of its devices ----------------------------------------
@@ -202,7 +215,7 @@ struct FakeStores {
   std::map<std::string, DeviceEntry> entries;  // notes; each has its dm device
   std::set<std::string> open;                  // devices that somebody has open
   std::set<std::string> leaving;               // that go at their last close
-  unsigned made = 0;
+  unsigned made = 0, devices = 0;
 };
 
 // cowd's DeviceManager as far as disks of domains see it. All on one thread.
@@ -212,12 +225,14 @@ class FakeDevices : public DomainDevices {
       : world_(world), changed_(std::move(executor)) {}
 
   std::vector<std::string> said;
-  std::set<std::string> held;  // before these steps it stays: attach, note, mark, marked, leave
+  std::set<std::string>
+      held;  // before these steps it stays: attach, entry, note, mark, marked, leave, tell
   bool said_it(const std::string& line) const {
     return std::find(said.begin(), said.end(), line) != said.end();
   }
   void let_go() {
     held.clear();
+    tell_all();
     changed_.notify();
   }
   // The last user of a device, blkback, lets go of it.
@@ -235,6 +250,7 @@ class FakeDevices : public DomainDevices {
         throw Error(EBUSY, text(spec.text(), " is the store of ", name, "."));
     DeviceEntry entry;
     entry.name = request.name;
+    entry.uuid = text("DMU-", ++world_.devices);
     entry.spec = spec.text();
     entry.read_only = request.read_only;
     entry.domain = request.domain;
@@ -243,7 +259,7 @@ class FakeDevices : public DomainDevices {
       entry.spec = entry.store->uuid;
     }
     world_.entries[request.name] = entry;
-    co_return nlohmann::json{{"name", request.name}};
+    co_return nlohmann::json{{"name", request.name}, {"uuid", entry.uuid}};
   }
   Task<dm::Info> mapping(std::string name) override {
     dm::Info info;
@@ -267,6 +283,10 @@ class FakeDevices : public DomainDevices {
   }
   Task<> note(std::string name, std::function<void(DeviceEntry&)> change) override {
     co_await step("note", name);
+    if (broken_notes) {
+      --broken_notes;
+      throw Error(ENOSPC, "/run is full.");
+    }
     if (auto found = world_.entries.find(name); found != world_.entries.end())
       change(found->second);
   }
@@ -291,6 +311,7 @@ class FakeDevices : public DomainDevices {
     co_return list;
   }
   Task<std::optional<DeviceEntry>> entry(std::string name) override {
+    co_await step("entry", name);
     auto found = world_.entries.find(name);
     if (found == world_.entries.end()) co_return std::nullopt;
     co_return found->second;
@@ -302,7 +323,7 @@ class FakeDevices : public DomainDevices {
   void on_gone(std::function<void(const DeviceEntry&)> tell) override { tell_ = std::move(tell); }
 
   size_t hindered_asked = 0;
-  unsigned broken_marks = 0;  // so many of them fail
+  unsigned broken_marks = 0, broken_notes = 0;  // so many of them fail
 
  private:
   Task<> step(std::string what, std::string about) {
@@ -326,12 +347,18 @@ class FakeDevices : public DomainDevices {
     world_.leaving.erase(name);
     if (entry.store && !entry.store->saved && !world_.stores[entry.store->uuid].saved)
       world_.stores.erase(entry.store->uuid);
-    if (tell_) tell_(entry);
+    untold_.push_back(entry);
+    if (!held.contains("tell")) tell_all();
+  }
+  void tell_all() {
+    for (const DeviceEntry& entry : std::exchange(untold_, {}))
+      if (tell_) tell_(entry);
   }
 
   FakeStores& world_;
   SignalEvent changed_;
   std::function<void(const DeviceEntry&)> tell_;
+  std::vector<DeviceEntry> untold_;
 };
 
 }  // namespace cowd
