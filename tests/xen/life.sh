@@ -125,14 +125,13 @@ check "a restarted cowd finds that the guest is gone" no_stores
 check "nothing is mapped" detached vm-v-xvda
 
 # --- attached and detached as the guest runs, saved, restored; a cowd that hangs -----
-# attached VDEV SPECIFICATION
-attached() { xl block-attach p "script=block-dmu,vdev=$1,access=w,target=$2"; }
-# PV guests do not migrate in Debian's Xen, which has no shadow page tables.
-create_from p "$EXAMPLES/transient.cfg" 'type="pvh"' 'tsc_mode="native"' || exit
-check "xl block-attach" attached xvdb dscow:/dev/vg/cow:/dev/vg/base
+# attached NAME VDEV SPECIFICATION
+attached() { xl block-attach "$1" "script=block-dmu,vdev=$2,access=w,target=$3"; }
+create_from p "$EXAMPLES/transient.cfg" || exit
+check "xl block-attach" attached p xvdb dscow:/dev/vg/cow:/dev/vg/base
 in_guest p scatter xvdb 20 100 "$KIB"
 in_guest p scattered xvdb 20 100 "$KIB"
-check "xl block-attach of a transient disk" attached xvdc dscow:transient@vg:/dev/vg/golden
+check "xl block-attach of a transient disk" attached p xvdc dscow:transient@vg:/dev/vg/golden
 in_guest p verify xvdc 4 0 "$KIB"
 in_guest p scatter xvdc 21 100 "$KIB"
 check "it has a store of its own" test "$(state_of_stores)" = "in-use in-use"
@@ -150,7 +149,7 @@ check "xl block-detach as cowd hangs" xl block-detach p xvdb
 took=$(since "$began")
 check "it took $took ms, and may 8 s" test "$took" -lt 8000
 began=$EPOCHREALTIME
-refuse "xl block-attach as cowd hangs" "xvdd" attached xvdd dscow:transient@vg:/dev/vg/golden
+refuse "xl block-attach as cowd hangs" "xvdd" attached p xvdd dscow:transient@vg:/dev/vg/golden
 took=$(since "$began")
 check "it took $took ms, and may 35 s" test "$took" -lt 35000
 systemctl kill -s CONT cowd
@@ -160,43 +159,47 @@ check "the one that was given up is not there" detached vm-p-xvdd
 check "nor is a store of it" test "$(wait_for_stores in-use)" = in-use
 check "cowctl check finds nothing wrong with it" cowctl check dscow:/dev/vg/cow:/dev/vg/base
 
-# --- live migration, to this very host: add for the new domain, then remove for the old one --
-check "p gets its disk again" attached xvdb dscow:/dev/vg/cow:/dev/vg/base
-in_guest p scattered xvdb 20 100 "$KIB"
-in_guest p scatter xvda 30 100 "$KIB"
-refuse "a migration to where nobody is" "migration receiver" xl migrate -s '' p 'exec false'
-in_guest p scattered xvda 30 100 "$KIB"
-old=${DOMID[p]}
-begin p '&' sh 'until [ -e /run/moved ]; do guestdisk scatter /dev/xvdb 32 400 65536 || exit; done'
-job=$BEGUN
-CONSOLE[p]=p--incoming
-POSITION[p]=0
-rm -f "$(console_of p)"
-touch "$(console_of p)"
-check "xl migrate p" xl migrate -s '' p 'exec xl migrate-receive'
-learn p
-check "p is another domain" test "${DOMID[p]}" != "$old"
-begin p sh 'touch /run/moved'
-finish_in p "$job" "writes while it migrates"
-in_guest p scattered xvdb 32 400 "$KIB"
-in_guest p scattered xvda 30 100 "$KIB"
-check "its store is in use all the same" test "$(state_of_stores)" = in-use
-check "each disk is one device" test "$(dmsetup ls | grep -c '^vm-p-')" = 2
-check "and has one user" test "$(cowctl vbd | grep -c "backend/vbd/${DOMID[p]}/")$(cowctl vbd | grep -c "backend/vbd/$old/")" = 20
-unset 'CONSOLE[p]'
-mark p
-check "xl reboot p" xl reboot p
-booted p || exit
-in_guest p verify xvda 4 0 "$KIB"
-in_guest p scattered xvdb 32 400 "$KIB"
-
 # --- a saved one that is not wanted any more -----------------------------------
 check "xl save p again" xl save p "$WORK/p.save"
 gone p
-check "its disks go" detached vm-p-xvdb
 uuid=$(stores | grep -o '"uuid": *"[^"]*"' | cut -d '"' -f 4)
 check "cowctl delete" cowctl delete "$uuid"
 check "it is gone" no_stores
+
+# --- live migration, to this very host: add for the new domain, then remove for the old one --
+# PV guests do not migrate in Debian's Xen, which has no shadow page tables.
+create_from m "$EXAMPLES/transient.cfg" 'type="pvh"' 'tsc_mode="native"' || exit
+check "m gets a persistent disk" attached m xvdb dscow:/dev/vg/cow:/dev/vg/base
+in_guest m scattered xvdb 20 100 "$KIB"
+in_guest m scatter xvda 30 100 "$KIB"
+refuse "a migration to where nobody is" "migration receiver" xl migrate -s '' m 'exec false'
+in_guest m scattered xvda 30 100 "$KIB"
+old=${DOMID[m]}
+begin m '&' sh 'until [ -e /run/moved ]; do guestdisk scatter /dev/xvdb 32 400 65536 || exit; done'
+job=$BEGUN
+CONSOLE[m]=m--incoming
+POSITION[m]=0
+rm -f "$(console_of m)"
+touch "$(console_of m)"
+check "xl migrate m" xl migrate -s '' m 'exec xl migrate-receive'
+learn m
+check "m is another domain" test "${DOMID[m]}" != "$old"
+begin m sh 'touch /run/moved'
+finish_in m "$job" "writes while it migrates"
+in_guest m scattered xvdb 32 400 "$KIB"
+in_guest m scattered xvda 30 100 "$KIB"
+check "its store is in use all the same" test "$(state_of_stores)" = in-use
+check "each disk is one device" test "$(dmsetup ls | grep -c '^vm-m-')" = 2
+check "and has one user" test "$(cowctl vbd | grep -c "backend/vbd/${DOMID[m]}/")$(cowctl vbd | grep -c "backend/vbd/$old/")" = 20
+unset 'CONSOLE[m]'
+mark m
+check "xl reboot m" xl reboot m
+booted m || exit
+in_guest m verify xvda 4 0 "$KIB"
+in_guest m scattered xvdb 32 400 "$KIB"
+destroy m
+check "its disks go with it" detached vm-m-xvdb
+check "no store is left" no_stores
 
 # --- what a crash leaves ----------------------------------------------------------
 check "cowd stops for good" systemctl stop cowd.socket cowd
