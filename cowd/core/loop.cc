@@ -14,7 +14,6 @@
 #include <filesystem>
 #include <fstream>
 #include <optional>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -23,6 +22,7 @@
 #include "cowd/core/direct_io.hh"
 #include "cowd/core/errno_name.hh"
 #include "cowd/core/fd.hh"
+#include "cowd/core/file_lock.hh"
 
 namespace cowd {
 
@@ -33,7 +33,6 @@ namespace {
 // udev's workers lock what they look at for a moment; one that hangs is ended after 180 s, which
 // nobody waits for.
 constexpr auto kLongestLock = std::chrono::seconds(15);
-constexpr auto kLockPause = std::chrono::milliseconds(20);
 
 struct Found {
   Fd fd;
@@ -134,17 +133,6 @@ bool is_bound(const std::string& name) {
 // Linux before 6.15 does not announce a loop device, and udev has to name it as ours.
 void announce(const std::string& name) {
   std::ofstream(fs::path("/sys/block") / name / "uevent") << "change";
-}
-
-// flock() has no limit of its own, and no event tells that a lock is free.
-bool lock_within(int fd, std::chrono::milliseconds limit) {
-  const auto end = std::chrono::steady_clock::now() + limit;
-  while (flock(fd, LOCK_EX | LOCK_NB) < 0) {
-    if ((errno != EWOULDBLOCK && errno != EINTR) || std::chrono::steady_clock::now() >= end)
-      return false;
-    std::this_thread::sleep_for(kLockPause);
-  }
-  return true;
 }
 
 // Whether the loop device is ours now; false: another has taken it. udev must not look at it for

@@ -88,6 +88,7 @@ class Vbds {
   Task<> mark_saved(DiskPtr disk, bool saved);
   std::function<std::vector<XenDomain>(XenHost&)> domains_now() const;
   Task<> forget_ends();
+  void begin_look(Task<> at, const std::string& heard);
   Task<> look(Task<> at, std::string heard);
   Task<> look_again();
   Task<> look_at_domains();
@@ -120,6 +121,7 @@ class Vbds {
   std::set<std::string> missed_;          // paths heard of that could not be looked at
   std::set<std::string> missed_told_;     // why, as far as it was said
   bool looks_again_ = false;              // look_again() runs
+  unsigned looks_ = 0;                    // that are under way
   bool started_ = false;
   SignalEvent changed_;
 

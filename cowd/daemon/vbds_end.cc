@@ -228,11 +228,14 @@ void Vbds::changed() {
     for (auto it = mine.lower_bound(below); it != mine.end() && it->starts_with(below); ++it)
       nodes.insert(*it);
   }
-  if (heard.contains(kRelease)) spawn(look(look_at_domains(), kRelease), "Looking at the domains");
-  for (const std::string& node : nodes)
-    spawn(look(look_at_node(node), node), text("Looking at ", node));
-  for (const std::string& node : others)
-    spawn(look(look_at_other(node), node + kDeviceKey), text("Looking at ", node));
+  if (heard.contains(kRelease)) begin_look(look_at_domains(), kRelease);
+  for (const std::string& node : nodes) begin_look(look_at_node(node), node);
+  for (const std::string& node : others) begin_look(look_at_other(node), node + kDeviceKey);
+}
+
+void Vbds::begin_look(Task<> at, const std::string& heard) {
+  ++looks_;
+  spawn(look(std::move(at), heard), text("Looking at ", heard));
 }
 
 // What was heard of once and could not be looked at then, nobody tells of again.
@@ -243,6 +246,7 @@ Task<> Vbds::look(Task<> at, std::string heard) {
   } catch (const Error& error) {
     why = error.what();
   }
+  --looks_;
   if (why.empty()) co_return;
   if (missed_told_.insert(why).second)
     fail("", text(heard == kRelease ? "The domains" : heard, " cannot be looked at. ", why,
@@ -256,8 +260,9 @@ Task<> Vbds::look_again() {
   for (;;) {
     asio::steady_timer pause(strand_, pauses_.again);
     co_await pause.async_wait(asio::use_awaitable);
-    if (missed_.empty()) break;
+    if (missed_.empty() && !looks_) break;
     const std::set<std::string> missed = std::exchange(missed_, {});
+    if (missed.empty()) continue;
     hear({missed.begin(), missed.end()});
   }
   missed_told_.clear();

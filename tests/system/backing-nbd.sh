@@ -157,10 +157,12 @@ rm "$WORK/hold"
 check "and gone then" until_true 10 eval "test \$(connected kept) = 0"
 check "with its program" until_true 10 eval "! pgrep -x cowd-nbd"
 
-# --- killed before it had said that the last close disconnects, as nbd-client does not ---
-need nbd-client -i kept -N top 127.0.0.1 10812 /dev/nbd9
+# --- killed before it had said that the last close disconnects, which is as it opens the device ---
+touch "$WORK/hold"
+strace -qq -o /dev/null -P /dev/nbd0 -P /dev/nbd1 -P /dev/nbd2 -P /dev/nbd3 -e trace=openat -e inject=openat:signal=KILL "${kept[@]}"
 check "connected, and open to nobody" test "$(connected kept)" = 1
-check "started again it sees to that" cowd-nbd --backend kept --hold "$WORK/hold" nbd://127.0.0.1:10812/top
+rm "$WORK/hold"
+check "started again it sees to that" "${kept[@]}"
 check "and nothing is left" until_true 10 eval "test \$(connected kept) = 0 && ! pgrep -x cowd-nbd"
 
 # --- a base whose server may be lost for three seconds ---

@@ -1,9 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// The small things of cowd/core: units, errnos, JSON, UTF-8.
+// The small things of cowd/core: units, errnos, JSON, UTF-8, locks.
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
+
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #include "cowd/core/errno_name.hh"
+#include "cowd/core/fd.hh"
+#include "cowd/core/file_lock.hh"
 #include "cowd/core/host.hh"
 #include "cowd/core/json.hh"
 #include "cowd/core/units.hh"
@@ -162,6 +168,24 @@ TEST(Json, Durability) {
   EXPECT_EQ(durability_by_name("always"), Durability::always);
   EXPECT_STREQ(durability_name(Durability::transient), "transient");
   EXPECT_THROW(durability_by_name("sometimes"), Error);
+}
+
+TEST(FileLock, IsWaitedForButNotForEver) {
+  char path[] = "/tmp/lock-XXXXXX";
+  const Fd mine(mkstemp(path));
+  Fd theirs(open(path, O_RDONLY | O_CLOEXEC));
+  unlink(path);
+  ASSERT_EQ(flock(theirs.get(), LOCK_EX), 0);
+  const auto began = std::chrono::steady_clock::now();
+  EXPECT_FALSE(lock_within(mine.get(), 50ms));
+  EXPECT_GE(std::chrono::steady_clock::now() - began, 50ms);
+  std::thread other([&] {
+    std::this_thread::sleep_for(50ms);
+    theirs.reset();
+  });
+  EXPECT_TRUE(lock_within(mine.get(), 20s));
+  other.join();
+  EXPECT_FALSE(lock_within(-1, 20s));
 }
 
 }  // namespace

@@ -37,14 +37,15 @@ std::shared_ptr<Hanging> hanging;
 Task<json> hang(std::shared_ptr<ControlServer::Caller> caller) {
   const auto own = hanging;
   while (own->held) co_await own->released.wait();
-  own->gone = caller->gone();
+  const bool gone = caller->gone();
+  own->gone = gone;
   json line = {{"progress", {{"done", 1}}}};
   try {
     co_await caller->tell(line);
   } catch (const Error& error) {
     own->told = error.code();
   }
-  if (own->gone) throw Error(ECANCELED, "It was given up.");
+  if (gone) throw Error(ECANCELED, "It was given up.");
   co_return json::object();
 }
 
