@@ -7,6 +7,7 @@
 //   a COPIED flag that the refcount contradicts  error       set right
 //   the dirty bit, without anything of the above a remark    cleared
 //   an entry that names what cannot be           error       none, and nothing is lowered then
+//   a cluster named more often than its refcount can say, the same
 //
 // Where refcount blocks are missing or lie where something else is, repair writes all refcounts
 // anew behind everything else, and then the header: a crash leaves the old ones or the new.
@@ -297,6 +298,10 @@ Task<> Checker::compare_block(uint64_t block) {
 void Checker::compare_one(uint64_t cluster, uint64_t refcount) {
   const uint64_t named = refs_.get(cluster);
   if (refcount == named) return;
+  if (named > header_.refcount_max())
+    return damage("Host cluster " + std::to_string(cluster) + " is named " + std::to_string(named) +
+                  " times, and the refcounts of the image go up to " +
+                  std::to_string(header_.refcount_max()) + ".");
   (refcount < named ? low_ : high_)++;
   find((refcount < named ? "Host cluster " : "Leaked: host cluster ") + std::to_string(cluster) +
        " has refcount " + std::to_string(refcount) + " and is named " + std::to_string(named) +
