@@ -26,12 +26,11 @@ GrowingFormat differencing(uint64_t bytes) {
   made.files = std::make_shared<Files>("vhd", open);
   const GrowingFormat base = format();
   const auto parent = make_image(base, bytes);
-  give_room(base, *parent);
-  KernelModel kernel(opener(base, parent));
-  run(kernel.attach());
-  Guest guest(kernel, bytes / 512);
+  Life life(base, parent, 1);
+  life.attach();
+  Guest guest(life.kernel, bytes / 512);
   run(guest.write({0, bytes / 1024}));
-  run(kernel.detach());
+  life.detach();
   made.beneath = guest.expected();
   made.files->disks["base.vhd"] = parent;
   made.options["parent"] = "base.vhd";
