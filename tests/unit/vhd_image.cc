@@ -132,6 +132,18 @@ TEST(VhdImage, SurvivesFailuresOnItsParent) {
   test_faults(partial(bytes), bytes);
 }
 
+TEST(VhdImage, IsNoLongerThanItMustBe) {
+  test_length(format(), kMiB + 512 * 9);
+  test_length(differencing(kMiB), kMiB);
+}
+
+TEST(VhdImage, ARunIsOneFault) {
+  test_faults_of_a_full_image(format(), kMiB + 512 * 9);
+  test_faults_of_a_full_image(format("dynamic", "2M"), 20 * kMiB);
+  test_faults_of_a_full_image(format("fixed"), kMiB);
+  test_faults_of_a_full_image(differencing(kMiB), kMiB);
+}
+
 TEST(VhdImage, HolesOfACrashAreUsedAgain) { test_holes(format(), kMiB); }
 
 TEST(VhdImage, WhatIsPromotedWhileAnotherCowdBeginsCounts) { test_adopted(format(), kMiB); }
