@@ -183,6 +183,44 @@ TEST_F(NamedImages, TheParentOfAVhd) {
   });
 }
 
+// Bytes of a name that any other one fits in the place of.
+constexpr size_t kNameRoom = 14;
+
+// `image`, a qcow2 of ours, names something else now, where it names `old`.
+std::string with_name(std::string image, const std::string& old, const std::string& name,
+                      size_t length_at) {
+  image.replace(image.find(old), kNameRoom, name + std::string(kNameRoom - name.size(), '\0'));
+  image[length_at] = static_cast<char>(name.size());
+  return image;
+}
+
+TEST_F(NamedImages, TheBackingFileOfAQcow2) {
+  const std::string old(kNameRoom, 'o');
+  write(inside_ / old, std::string(65536, 'o'));
+  make("qcow2", "top.qcow2", {{"backing_file", old}, {"backing_fmt", "raw"}}, 65536);
+  const std::string image = read(inside_ / "top.qcow2");
+  const auto refused = [&](const std::string& name, int code) {
+    write(inside_ / "top.qcow2", with_name(image, old, name, 19));
+    return refusal("qcow2", "top.qcow2", code);
+  };
+  each_bad_name("top.qcow2", refused);
+  EXPECT_NE(refused("json:{}", EPERM).find("no plain path"), std::string::npos);
+  EXPECT_EQ(refused("flat", 0), "");
+}
+
+// Its header extension has the length in front of the name.
+TEST_F(NamedImages, TheDataFileOfAQcow2) {
+  const std::string old(kNameRoom, 'o');
+  write(inside_ / old, std::string(65536, 'o'));
+  make("qcow2", "top.qcow2", {{"data_file", old}}, 65536);
+  const std::string image = read(inside_ / "top.qcow2");
+  const size_t length_at = image.find(old) - 1;
+  each_bad_name("top.qcow2", [&](const std::string& name, int code) {
+    write(inside_ / "top.qcow2", with_name(image, old, name, length_at));
+    return refusal("qcow2", "top.qcow2", code);
+  });
+}
+
 // The format has no place for the format of what lies beneath, so nothing is opened at all.
 TEST_F(NamedImages, WhatLiesBeneathAQcow) {
   make("qcow", "top.qcow", {}, 1 << 20);
@@ -240,6 +278,19 @@ TEST_F(NamedImages, TheBaseThatADscowNames) {
     make("dscow", "store", {}, 65536, base);
     return refusal("qcow2", "top", code, "store names '" + name);
   });
+}
+
+TEST_F(NamedImages, AThousandQcow2AreTooMany) {
+  const std::string old(kNameRoom, 'o');
+  make("qcow2", "base", {}, 65536);
+  make("qcow2", old, {}, 65536);
+  make("qcow2", "first", {{"backing_file", old}, {"backing_fmt", "qcow2"}}, 65536);
+  const std::string image = read(inside_ / "first");
+  for (int i = 1; i <= 1000; i++) {
+    const std::string parent = i == 1 ? "base" : "i" + std::to_string(i - 1);
+    write(inside_ / ("i" + std::to_string(i)), with_name(image, old, parent, 19));
+  }
+  expect_refused_soon("qcow2");
 }
 
 TEST_F(NamedImages, AThousandVmdkAreTooMany) {
