@@ -32,7 +32,7 @@ class DiskState {
   dev_t device = 0;
   uint32_t block_size = 512;
   std::atomic<uint64_t> size{0};
-  bool file = false;    // a regular one
+  bool file = false;  // a regular one
   int64_t modified = 0;
   uint64_t padded = 0;  // bytes up to the end of the last block that are not in the file
   AsyncSemaphore ways{BlockDisk::kWays};
@@ -175,6 +175,8 @@ std::shared_ptr<BlockDisk> BlockDisk::open(std::shared_ptr<AsyncIo> io, const st
   return std::shared_ptr<BlockDisk>(new BlockDisk(std::move(state)));
 }
 
+// A read or write may end early, and goes on then: on a full file system, it is what follows that
+// says why.
 Task<> BlockDisk::read_at(uint64_t offset, std::span<std::byte> out) {
   const auto state = state_;
   state->check_range("Reading", offset, out.size());
@@ -182,14 +184,17 @@ Task<> BlockDisk::read_at(uint64_t offset, std::span<std::byte> out) {
     const size_t len = std::min(out.size(), kBounceLarge);
     const auto way = co_await state->ways.acquire();
     const auto buffer = take_bounce(len);
-    int64_t n = co_await state->io->read(state->fd, offset, buffer.get(), len);
-    if (n >= 0 && state->padded &&
-        offset + static_cast<uint64_t>(n) + state->padded == state->size) {
-      std::memset(static_cast<char*>(static_cast<void*>(buffer.get())) + n, 0,
-                  len - static_cast<size_t>(n));
-      n = static_cast<int64_t>(len);
+    char* const bytes = static_cast<char*>(static_cast<void*>(buffer.get()));
+    for (size_t done = 0; done < len;) {
+      const auto left = static_cast<uint32_t>(len - done);
+      const int64_t n = co_await state->io->read(state->fd, offset + done, bytes + done, left);
+      if (n > 0) done += static_cast<size_t>(n);
+      if (n >= 0 && state->padded && offset + done + state->padded == state->size) {
+        std::memset(bytes + done, 0, len - done);
+        break;
+      }
+      if (n <= 0) state->fail("Reading", offset, len, n ? n : static_cast<int64_t>(done));
     }
-    if (n != static_cast<int64_t>(len)) state->fail("Reading", offset, len, n);
     std::memcpy(out.data(), buffer.get(), len);
     out = out.subspan(len);
     offset += len;
@@ -209,8 +214,13 @@ Task<> BlockDisk::write_at(uint64_t offset, std::span<const std::byte> in) {
     const auto way = co_await state->ways.acquire();
     const auto buffer = take_bounce(len);
     std::memcpy(buffer.get(), in.data(), len);
-    const int64_t n = co_await state->io->write(state->fd, offset, buffer.get(), len);
-    if (n != static_cast<int64_t>(len)) state->fail("Writing", offset, len, n);
+    const char* const bytes = static_cast<char*>(static_cast<void*>(buffer.get()));
+    for (size_t done = 0; done < len;) {
+      const auto left = static_cast<uint32_t>(len - done);
+      const int64_t n = co_await state->io->write(state->fd, offset + done, bytes + done, left);
+      if (n <= 0) state->fail("Writing", offset, len, n ? n : static_cast<int64_t>(done));
+      done += static_cast<size_t>(n);
+    }
     in = in.subspan(len);
     offset += len;
   }
@@ -227,8 +237,13 @@ Task<> BlockDisk::write_durably(uint64_t offset, std::span<const std::byte> in) 
   const auto way = co_await state->ways.acquire();
   const auto buffer = take_bounce(len);
   std::memcpy(buffer.get(), in.data(), len);
-  const int64_t n = co_await state->io->write_durably(state->fd, offset, buffer.get(), len);
-  if (n != len) state->fail("Writing", offset, len, n);
+  const char* const bytes = static_cast<char*>(static_cast<void*>(buffer.get()));
+  for (uint32_t done = 0; done < len;) {
+    const int64_t n =
+        co_await state->io->write_durably(state->fd, offset + done, bytes + done, len - done);
+    if (n <= 0) state->fail("Writing", offset, len, n ? n : static_cast<int64_t>(done));
+    done += static_cast<uint32_t>(n);
+  }
 }
 
 Task<> BlockDisk::flush() {

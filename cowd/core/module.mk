@@ -40,6 +40,6 @@ $(core-test-plugin-files): build/tests/unit/plugins/%.so: \
 build/tests/unit/core_plugin_test: | $(core-test-plugin-files)
 
 build/tests/unit/core_references_test: | build/plugins/raw.so
-build/tests/unit/named_images: | $(addprefix build/plugins/,qcow.so vhd.so vmdk.so)
+build/tests/unit/named_images: | $(addprefix build/plugins/,dscow.so qcow.so qcow2.so vhd.so vmdk.so)
 
 INSTALL_DOCS += docs/disk-specification.md docs/backings.md docs/references.md

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <mutex>
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "cowd/core/blocking.hh"
@@ -377,6 +378,15 @@ void FileReferences::restore_lengths() const {
     if (file.grown_from) cut_unwritten(file.grows->get(), file.grown_from);
 }
 
+// For an image that is given its base elsewhere, by the specification: the one that it names.
+Task<std::shared_ptr<Disk>> FileReferences::base_of(const FormatDescriptor& plugin,
+                                                    std::shared_ptr<Disk> top) {
+  const nlohmann::json info = co_await plugin.info(top);
+  const auto base = info.find("base");
+  if (base == info.end()) co_return nullptr;
+  co_return co_await disk(*top, base->get<std::string>(), false);
+}
+
 Task<std::unique_ptr<Image>> FileReferences::image(const Disk& from, std::string path,
                                                    std::string format) {
   const auto self = shared_from_this();
@@ -394,6 +404,7 @@ Task<std::unique_ptr<Image>> FileReferences::image(const Disk& from, std::string
     throw refused(from.name(), path, EINVAL,
                   "which is raw and no whole number of 512-byte sectors long. Extend it (truncate "
                   "-s %512 FILE).");
+  if (plugin->wants_base) request.base = co_await base_of(*plugin, request.top);
   request.read_only = true;
   request.references = self;
   // The nearest to the top is asked most.

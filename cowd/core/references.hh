@@ -77,6 +77,7 @@ class FileReferences : public References, public std::enable_shared_from_this<Fi
   };
   const File& file_of(const Disk& disk) const;
   Task<std::shared_ptr<Disk>> open(const Disk& from, std::string path, bool writable, Room room);
+  Task<std::shared_ptr<Disk>> base_of(const FormatDescriptor& plugin, std::shared_ptr<Disk> top);
   void require_one_more(const std::string& from, const std::string& path) const;
   std::vector<std::pair<dev_t, ino_t>> taken() const;
   static File file_from(const FoundFile& found);

@@ -7,14 +7,17 @@
 //   a COPIED flag that the refcount contradicts  error       set right
 //   the dirty bit, without anything of the above a remark    cleared
 //   an entry that names what cannot be           error       none, and nothing is lowered then
+//   a cluster named more often than its refcount can say, the same
 //
 // Where refcount blocks are missing or lie where something else is, repair writes all refcounts
-// anew behind everything else, and then the header: a crash leaves the old ones or the new.
+// anew behind everything else, and then the header: a crash leaves the old ones or the new. Blocks
+// of which all would be 0 are left out: a sparse file may be of any length.
 // Memory: 6 bytes for each host cluster in use, 200 where it is far from all others; one table at
 // a time. Time: no table is read twice for one L1 table, for they might all be the same.
 #include <algorithm>
 #include <array>
 #include <memory>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -89,6 +92,7 @@ class Checker {
   void compare_one(uint64_t cluster, uint64_t refcount);
   Task<uint64_t> refcount(uint64_t cluster);
   Task<> repair_in_place(bool raise);
+  std::set<uint64_t> blocks_needed() const;
   Task<> rebuild();
   Task<> copied_in_table(uint64_t offset, uint64_t entries, bool l2, bool repair);
   uint64_t file_clusters() const {
@@ -297,6 +301,10 @@ Task<> Checker::compare_block(uint64_t block) {
 void Checker::compare_one(uint64_t cluster, uint64_t refcount) {
   const uint64_t named = refs_.get(cluster);
   if (refcount == named) return;
+  if (named > header_.refcount_max())
+    return damage("Host cluster " + std::to_string(cluster) + " is named " + std::to_string(named) +
+                  " times, and the refcounts of the image go up to " +
+                  std::to_string(header_.refcount_max()) + ".");
   (refcount < named ? low_ : high_)++;
   find((refcount < named ? "Host cluster " : "Leaked: host cluster ") + std::to_string(cluster) +
        " has refcount " + std::to_string(refcount) + " and is named " + std::to_string(named) +
@@ -402,6 +410,15 @@ Task<> Checker::repair_in_place(bool raise) {
   }
 }
 
+// Of the refcount table; the others say of their clusters that they are free, as no block does.
+std::set<uint64_t> Checker::blocks_needed() const {
+  std::set<uint64_t> blocks;
+  for (const uint64_t chunk : refs_.chunks())
+    for (uint64_t cluster = chunk; cluster < chunk + Names::kChunk; cluster++)
+      if (refs_.get(cluster)) blocks.insert(cluster / per_block());
+  return blocks;
+}
+
 // All refcounts anew, behind everything else.
 Task<> Checker::rebuild() {
   const uint64_t old_clusters = header_.refcount_table_clusters;
@@ -411,28 +428,31 @@ Task<> Checker::rebuild() {
     if (block) refs_.remove(block >> header_.cluster_bits);
   // Where the old ones were counts as used: they must hold until the header names the new.
   const uint64_t first = refs_.end();
-  uint64_t blocks = 0, tables = 0;
-  for (uint64_t before = 1; before != blocks + tables;) {
-    before = blocks + tables;
-    blocks = (first + before + per_block() - 1) / per_block();
-    tables = (blocks * 8 + header_.cluster() - 1) >> header_.cluster_bits;
+  std::set<uint64_t> blocks = blocks_needed();
+  uint64_t tables = 0, counted = 0;  // of the new clusters, those that are counted too
+  while (tables == 0 || counted != tables + blocks.size()) {
+    counted = tables + blocks.size();
+    for (uint64_t i = 0; i < counted; i++) blocks.insert((first + i) / per_block());
+    tables = ((*blocks.rbegin() + 1) * 8 + header_.cluster() - 1) >> header_.cluster_bits;
   }
   if (tables << header_.cluster_bits > kMaxRefcountTableBytes)
     throw Error(EIO, disk_.name() +
                          " would need a refcount table of more than 8 MiB: convert it "
                          "to larger clusters with 'qemu-img convert'.");
-  for (uint64_t i = 0; i < blocks + tables; i++) refs_.add(first + i);
-  const uint64_t end = (first + blocks + tables) << header_.cluster_bits;
+  const uint64_t after = first + tables + blocks.size();
+  for (uint64_t i = first; i < after; i++) refs_.add(i);
+  const uint64_t end = after << header_.cluster_bits;
   if (end > disk_.size()) co_await disk_.resize(end);
   Buffer table(tables << header_.cluster_bits);
-  for (uint64_t block = 0; block < blocks; block++) {
-    const uint64_t at = (first + tables + block) << header_.cluster_bits;
+  uint64_t at = (first + tables) << header_.cluster_bits;
+  for (const uint64_t block : blocks) {
     store_be<uint64_t>(table, block * 8, at);
     Buffer bytes(header_.cluster());
     for (uint64_t i = 0; i < per_block(); i++)
       if (const uint64_t named = refs_.get(block * per_block() + i))
         set_refcount(bytes, i, header_.refcount_order, std::min(named, header_.refcount_max()));
     co_await disk_.write_at(at, bytes);
+    at += header_.cluster();
   }
   co_await disk_.write_at(first << header_.cluster_bits, table);
   co_await disk_.flush();

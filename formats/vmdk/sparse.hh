@@ -100,6 +100,7 @@ class SparseExtent {
 
   const SparseHeader& header() const { return header_; }
   uint64_t reads() const { return cache_.reads(); }
+  size_t cached() const { return cache_.size(); }
 
  private:
   Task<TablePtr> table(uint64_t index);

@@ -136,12 +136,16 @@ Task<> Extents::finish(std::span<const uint64_t> ends) {
 nlohmann::json Extents::stats() const {
   char cid[9];
   std::snprintf(cid, sizeof cid, "%08x", descriptor_.cid);
-  uint64_t reads = 0;
-  for (const Part& part : parts_)
-    if (part.sparse) reads += part.sparse->reads();
+  uint64_t reads = 0, cached = 0;
+  for (const Part& part : parts_) {
+    if (!part.sparse) continue;
+    reads += part.sparse->reads();
+    cached += part.sparse->cached();
+  }
   return {{"type", descriptor_.create_type},
           {"cid", cid},
           {"extents", parts_.size()},
+          {"tables_cached", cached},
           {"table_reads", reads}};
 }
 

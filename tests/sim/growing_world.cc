@@ -16,7 +16,7 @@
 namespace cowd::sim {
 namespace {
 
-constexpr uint64_t kSectorBytes = 512;
+constexpr uint64_t kSectorBytes = 512, kMiB = 1 << 20;
 
 // Remembers what an image says in the end, for it is gone then.
 class Watched : public Image {
@@ -528,6 +528,77 @@ void test_holes(const GrowingFormat& format, uint64_t bytes) {
   run(guest.verify());
   life.detach();
   expect_clean(format, top, guest);
+}
+
+void test_length(const GrowingFormat& format, uint64_t bytes) {
+  Life life(format, make_image(format, bytes), 1);
+  life.attach();
+  const uint64_t block = life.kernel.image().stats()["block_sectors"];
+  Guest guest(life.kernel, bytes / kSectorBytes, format.beneath);
+  for (uint64_t at = 0; at < guest.sectors(); at += 2 * block) run(guest.write({at, 1}));
+  life.detach();
+  EXPECT_TRUE(read_all(format, life.top) == guest.expected());
+  std::vector<const Disk*> grown;
+  if (life.used->top != 0) grown.push_back(life.top.get());
+  for (const Image::Length& each : life.used->others) grown.push_back(each.disk);
+  EXPECT_FALSE(grown.empty());
+  // With one block less there is not all of it. A VHD has its footer behind that.
+  const bool has_footer = format.qemu == "vpc" || format.qemu == "vhdi";
+  for (const auto& disk : life.disks()) {
+    if (std::ranges::count(grown, disk.get()) == 0) continue;
+    const Bytes whole = disk->peek(0, disk->size());
+    disk->set_size(disk->size() - block * kSectorBytes);
+    if (has_footer) disk->poke(disk->size() - kSectorBytes, std::span(whole).last(kSectorBytes));
+    EXPECT_GT(check_of(format, life.top).errors, 0u) << disk->name();
+    disk->set_size(whole.size());
+    disk->poke(0, whole);
+  }
+  EXPECT_EQ(check_of(format, life.top).errors, 0u);
+}
+
+namespace {
+
+uint64_t runs_of(Image& image) {
+  uint64_t runs = 0;
+  MapEntry last;
+  for (const MapEntry& each : run(image.map({0, image.sectors()}))) {
+    const bool goes_on = runs != 0 && each.disk == last.disk &&
+                         each.offset == last.offset + last.range.len * kSectorBytes;
+    if (!goes_on) runs++;
+    last = each;
+  }
+  return runs;
+}
+
+}  // namespace
+
+void test_faults_of_a_full_image(const GrowingFormat& format, uint64_t bytes) {
+  for (const uint64_t step : {1, 3}) {  // blocks; a disk in one run, or in many
+    Life life(format, make_image(format, bytes), 1);
+    life.attach();
+    Guest guest(life.kernel, bytes / kSectorBytes, format.beneath);
+    const uint64_t block = kMiB / 16 / kSectorBytes;
+    for (uint64_t first = 0; first < step; first++)
+      for (uint64_t at = first * block; at < guest.sectors(); at += step * block)
+        run(guest.write({at, std::min(block, guest.sectors() - at)}));
+    life.detach();
+    life.attach();
+    const uint64_t runs = runs_of(life.kernel.image()), begun = life.kernel.faults();
+    run(guest.verify());
+    const uint64_t read = life.kernel.faults();
+    EXPECT_LE(read - begun, runs);
+    for (const uint64_t pass : {1, 2}) {
+      for (uint64_t at = 0; at < guest.sectors(); at += 200)
+        run(guest.write({at, std::min<uint64_t>(200, guest.sectors() - at)}));
+      run(guest.verify());
+      EXPECT_LE(life.kernel.faults() - read, runs) << "pass " << pass;
+    }
+    const uint64_t after = life.kernel.faults();
+    run(guest.write({1, guest.sectors() - 2}));
+    run(guest.verify());
+    EXPECT_EQ(life.kernel.faults(), after);
+    life.detach();
+  }
 }
 
 void test_adopted(const GrowingFormat& format, uint64_t bytes) {

@@ -121,6 +121,11 @@ void test_crashes(const GrowingFormat& format, uint64_t bytes, uint64_t otherwis
 void test_faults(const GrowingFormat& format, uint64_t bytes);
 // What a crash leaves between blocks is given to others at the next attach, and only that.
 void test_holes(const GrowingFormat& format, uint64_t bytes);
+// A clean end leaves no file longer than it must be.
+void test_length(const GrowingFormat& format, uint64_t bytes);
+// Of an image that has everything, a pass takes at most a fault for each run of blocks in a row,
+// and none comes after it.
+void test_faults_of_a_full_image(const GrowingFormat& format, uint64_t bytes);
 // A write that goes on while the daemon is killed is told to the next one without a mark.
 void test_adopted(const GrowingFormat& format, uint64_t bytes);
 // So is what is written to a block that the end of the disk cuts, and in parts.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "tests/sim/judge.hh"
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <vector>
 
@@ -61,6 +62,16 @@ std::string their_map(const nlohmann::json& map) {
   return text_of(all);
 }
 
+// qcow2 alone is told where the last cluster in use ends.
+std::string what_is_behind(const Folder& folder) {
+  const nlohmann::json check = parsed(folder / "check");
+  const uint64_t size = std::filesystem::file_size(folder / "image");
+  const uint64_t end = check.value("image-end-offset", size);
+  if (size <= end) return "";
+  return "the file has " + std::to_string(size) + " bytes, and all that is used ends at " +
+         std::to_string(end) + "\n";
+}
+
 }  // namespace
 
 std::string judged_by_qemu(const Folder& folder, const std::string& qemu_format, bool has_check,
@@ -69,7 +80,8 @@ std::string judged_by_qemu(const Folder& folder, const std::string& qemu_format,
   const std::string image = " -f " + qemu_format + " image ";
   std::string command =
       "cd " + (folder / "") + " && qemu-img compare -q -F raw" + image + "judged && ";
-  if (has_check) command += "qemu-img check -q" + image + "&& ";
+  if (has_check)
+    command += "{ qemu-img check --output=json" + image + ">check || ! cat check; } && ";
   command += "qemu-img map --output=json" + image + ">map";
   std::string said = shell(command);
   if (!said.empty()) return said;
@@ -78,6 +90,7 @@ std::string judged_by_qemu(const Folder& folder, const std::string& qemu_format,
   const bool with_compressed = !map.empty() && map[0].contains("compressed");
   const std::string one = our_map(ours, with_compressed), other = their_map(map);
   if (one != other) said = "cowctl map:\n" + one + "qemu-img map:\n" + other;
+  if (has_check) said += what_is_behind(folder);
   return said;
 }
 

@@ -9,8 +9,9 @@
 namespace cowd::sim {
 
 // What is wrong with the file `image` in a folder, "" if it is nothing: that its disk is not
-// `disk`; what `qemu-img check` finds, leaks too, if the format has a check; that `qemu-img map`
-// tells something else than `ours` does. What the image names is in the folder too.
+// `disk`; what `qemu-img check` finds, leaks too, if the format has a check; that the file goes on
+// behind what is used, where that can be told; that `qemu-img map` tells something else than `ours`
+// does. What the image names is in the folder too.
 std::string judged_by_qemu(const Folder& folder, const std::string& qemu_format, bool has_check,
                            const Bytes& disk, Image& ours);
 

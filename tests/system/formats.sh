@@ -108,6 +108,7 @@ one() {
 	check "$name: a load" fsload run "$MNT" 2 3 120
 	fsload tree "$MNT" >"$WORK/tree"
 	check "$name: unmounted and detached" unmount_partition
+	check "$name: the file is cut" test "$(stat -c %s "$file")" -le $((size + (2 << 20)))
 	check "$name: qemu-img finds it sound" sound "$theirs" "$file"
 	check "$name: our check too" ctl check "$ours:$file"
 	check "$name: attached again" ctl attach --name disk "$ours:$file"
@@ -205,6 +206,28 @@ chain() {
 	rm "$IMAGES/overlay" "$IMAGES/second"
 }
 
+# A chain of three formats: the store names its base itself. qemu-img does not know dscow.
+over_dscow() {
+	local name="qcow2 over dscow" sum
+	need ctl create "dscow:$IMAGES/store:$IMAGES/disk.raw"
+	need ctl attach --name disk "dscow:$IMAGES/store:$IMAGES/disk.raw"
+	need blockload fill /dev/mapper/disk "$WORK/state" --bytes $((size / 2))
+	sum=$(sum_of /dev/mapper/disk)
+	need ctl detach disk
+	need ctl create -o backing_file=store -o backing_fmt=dscow "qcow2:$IMAGES/overlay" "$size"
+	need ctl attach --name disk "qcow2:$IMAGES/overlay"
+	[[ $(sum_of /dev/mapper/disk) == "$sum" ]] || not_ok "$name" "reads as something else"
+	blockload load /dev/mapper/disk "$WORK/state" --seed 9 --sync-every 20 >"$WORK/load" 2>&1 &
+	killed "$name: cowd killed" 3 $! "$WORK/load" TERM
+	check "$name: no write is lost" blockload verify /dev/mapper/disk "$WORK/state"
+	need ctl detach disk
+	need ctl attach --read-only --name disk "dscow:$IMAGES/store:$IMAGES/disk.raw"
+	[[ $(sum_of /dev/mapper/disk) == "$sum" ]] || not_ok "$name: the store" "is another"
+	need ctl detach disk
+	[[ $(sum_of "$IMAGES/disk.raw") == "$raw_sum" ]] || not_ok "$name: the base" "is another"
+	rm "$IMAGES/overlay" "$IMAGES/store"
+}
+
 # First writes that copy from an image beneath, which is qcow2 as well.
 overlay_under_load() {
 	local name="qcow2 over qcow2" sum
@@ -244,13 +267,14 @@ convert killing "qcow2" qcow2 qcow2
 convert one "qcow2 of version 2, small clusters" qcow2 qcow2 -o compat=0.10,cluster_size=4k
 convert one "qcow2, compressed" qcow2 qcow2 -c
 chain
+over_dscow
 overlay_under_load
 convert killing "vmdk" vmdk vmdk
 convert killing "vmdk in files of 2 GB" vmdk vmdk -o subformat=twoGbMaxExtentSparse
 (($(stat -c %s "$IMAGES/disk-s001.vmdk") <= size + (2 << 20))) || not_ok "vmdk in files of 2 GB" "its extent was not cut"
 convert killing "vhd" vhd vpc -o force_size=on
 differencing
-convert one "qcow" qcow qcow
+convert killing "qcow" qcow qcow
 # What is only read, whatever its length: compressed, and ending anywhere.
 need qemu-img convert -f raw -O vmdk -o subformat=streamOptimized "$IMAGES/disk.raw" "$IMAGES/stream.vmdk"
 check "streamOptimized vmdk: attached" ctl attach --read-only --name disk "vmdk:$IMAGES/stream.vmdk"

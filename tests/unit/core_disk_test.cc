@@ -208,6 +208,51 @@ INSTANTIATE_TEST_SUITE_P(Engines, DiskTest, testing::Values(IoEngine::threads, I
                            return instance.param == IoEngine::threads ? "threads" : "automatic";
                          });
 
+// Moves a block at most, and from `full` on nothing: as a file system does that has no room left.
+class ShortIo : public AsyncIo {
+ public:
+  uint64_t full = UINT64_MAX;
+
+  const char* engine() const override { return "short"; }
+
+ private:
+  void begin(IoOp* op) override {
+    const size_t len = std::min<size_t>(op->len, 4096);
+    const auto at = static_cast<off_t>(op->offset);
+    if (op->kind == IoOp::Kind::read)
+      op->complete(pread(op->fd, op->buffer, len, at));
+    else if (op->kind == IoOp::Kind::sync)
+      op->complete(0);
+    else
+      op->complete(op->offset < full ? pwrite(op->fd, op->buffer, len, at) : -ENOSPC);
+  }
+};
+
+TEST(ShortTransfers, GoOnAndSayWhatStoppedThem) {
+  Scratch scratch(1 << 20);
+  asio::io_context io;
+  const auto aio = std::make_shared<ShortIo>();
+  const auto disk = BlockDisk::open(aio, scratch.path(), BlockDisk::Open::writable);
+  std::vector<std::byte> wanted(20 * 4096), found(wanted.size());
+  for (size_t i = 0; i < wanted.size(); i++) wanted[i] = std::byte(i / 512);
+  run_to_end(io, disk->write_at(8192, wanted));
+  run_to_end(io, disk->read_at(8192, found));
+  EXPECT_TRUE(found == wanted);
+  std::ranges::reverse(wanted);
+  run_to_end(io, disk->write_durably(4096, wanted));
+  run_to_end(io, disk->read_at(4096, found));
+  EXPECT_TRUE(found == wanted);
+  aio->full = 40960;
+  for (const bool durably : {false, true}) {
+    try {
+      run_to_end(io, durably ? disk->write_durably(0, wanted) : disk->write_at(0, wanted));
+      ADD_FAILURE() << "was written";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ENOSPC) << error.what();
+    }
+  }
+}
+
 // Does nothing for one file descriptor until it is released, and the rest at once.
 class HangingIo : public AsyncIo {
  public:

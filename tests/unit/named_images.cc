@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// What vmdk, vhd and qcow images in real folders name is opened by the rules of
+// What images of each format in real folders name is opened by the rules of
 // docs/references.md: with the plugins as cowd loads them, and the files as they would be.
 #include <gtest/gtest.h>
 #include <sys/stat.h>
@@ -11,7 +11,9 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <vector>
 
+#include "cowd/core/image_io.hh"
 #include "cowd/core/references.hh"
 #include "cowd/core/run.hh"
 
@@ -52,8 +54,9 @@ class NamedImages : public ::testing::Test {
                                             parse_spec(format + ":" + path.string()).top, top);
   }
 
-  // Why it is not opened; "": it is.
-  std::string refusal(const std::string& format, const std::string& name, int code) {
+  // Why it is not opened; "": it is. The sentence has its name in it, or `words`.
+  std::string refusal(const std::string& format, const std::string& name, int code,
+                      const std::string& words = "") {
     const fs::path path = inside_ / name;
     OpenRequest request;
     request.top = BlockDisk::open(io_, path, BlockDisk::Open::read_only);
@@ -63,17 +66,21 @@ class NamedImages : public ::testing::Test {
       run_to_end(loop_, plugins_.load(format).open(std::move(request)));
     } catch (const Error& error) {
       EXPECT_EQ(error.code(), code) << error.what();
-      EXPECT_NE(std::string(error.what()).find(name), std::string::npos) << error.what();
-      return error.what();
+      const std::string said = error.what();
+      EXPECT_NE(said.find(words.empty() ? name : words), std::string::npos) << said;
+      return said;
     }
     return "";
   }
 
-  void make(const std::string& format, const std::string& name, Options options, uint64_t size) {
+  void make(const std::string& format, const std::string& name, Options options, uint64_t size,
+            std::shared_ptr<Disk> base = nullptr) {
     const fs::path path = inside_ / name;
-    write(path, std::string(4096, '\0'));
+    const auto store_size = plugins_.load(format).store_size;
+    write(path, std::string(store_size ? store_size(size, options) : 4096, '\0'));
     CreateRequest request;
     request.top = BlockDisk::open(io_, path, BlockDisk::Open::writable);
+    request.base = std::move(base);
     request.size = size;
     request.options = std::move(options);
     request.force = true;
@@ -176,6 +183,44 @@ TEST_F(NamedImages, TheParentOfAVhd) {
   });
 }
 
+// Bytes of a name that any other one fits in the place of.
+constexpr size_t kNameRoom = 14;
+
+// `image`, a qcow2 of ours, names something else now, where it names `old`.
+std::string with_name(std::string image, const std::string& old, const std::string& name,
+                      size_t length_at) {
+  image.replace(image.find(old), kNameRoom, name + std::string(kNameRoom - name.size(), '\0'));
+  image[length_at] = static_cast<char>(name.size());
+  return image;
+}
+
+TEST_F(NamedImages, TheBackingFileOfAQcow2) {
+  const std::string old(kNameRoom, 'o');
+  write(inside_ / old, std::string(65536, 'o'));
+  make("qcow2", "top.qcow2", {{"backing_file", old}, {"backing_fmt", "raw"}}, 65536);
+  const std::string image = read(inside_ / "top.qcow2");
+  const auto refused = [&](const std::string& name, int code) {
+    write(inside_ / "top.qcow2", with_name(image, old, name, 19));
+    return refusal("qcow2", "top.qcow2", code);
+  };
+  each_bad_name("top.qcow2", refused);
+  EXPECT_NE(refused("json:{}", EPERM).find("no plain path"), std::string::npos);
+  EXPECT_EQ(refused("flat", 0), "");
+}
+
+// Its header extension has the length in front of the name.
+TEST_F(NamedImages, TheDataFileOfAQcow2) {
+  const std::string old(kNameRoom, 'o');
+  write(inside_ / old, std::string(65536, 'o'));
+  make("qcow2", "top.qcow2", {{"data_file", old}}, 65536);
+  const std::string image = read(inside_ / "top.qcow2");
+  const size_t length_at = image.find(old) - 1;
+  each_bad_name("top.qcow2", [&](const std::string& name, int code) {
+    write(inside_ / "top.qcow2", with_name(image, old, name, length_at));
+    return refusal("qcow2", "top.qcow2", code);
+  });
+}
+
 // The format has no place for the format of what lies beneath, so nothing is opened at all.
 TEST_F(NamedImages, WhatLiesBeneathAQcow) {
   make("qcow", "top.qcow", {}, 1 << 20);
@@ -189,6 +234,63 @@ TEST_F(NamedImages, WhatLiesBeneathAQcow) {
     write(inside_ / "top.qcow", named);
     EXPECT_NE(refusal("qcow", "top.qcow", EOPNOTSUPP).find("lies on " + name), std::string::npos);
   }
+}
+
+// A store says what its base is, and nobody else does for one that lies beneath an image.
+TEST_F(NamedImages, TheBaseOfADscowBeneathAQcow2) {
+  const std::vector<std::byte> filled(3 << 20, std::byte{'b'});
+  write(inside_ / "base", std::string(filled.size(), 'b'));
+  const auto base = BlockDisk::open(io_, inside_ / "base", BlockDisk::Open::read_only);
+  make("dscow", "store", {}, 4 << 20, base);
+  make("qcow2", "top", {{"backing_file", "store"}, {"backing_fmt", "dscow"}}, 4 << 20);
+  std::vector<std::byte> wanted = filled, found(4 << 20);
+  wanted.resize(found.size());
+  {
+    OpenRequest request;
+    request.top = BlockDisk::open(io_, inside_ / "store", BlockDisk::Open::writable);
+    request.host_id = request.boot_id = "here";
+    request.base = base;
+    const auto store = run_to_end(loop_, plugins_.load("dscow").open(std::move(request)));
+    ImageIo io(*store);
+    const std::vector<std::byte> some(100 << 9, std::byte{'s'});
+    run_to_end(loop_, io.write({77, 100}, some));
+    std::ranges::copy(some, wanted.begin() + (77 << 9));
+    run_to_end(loop_, io.commit());
+    run_to_end(loop_, store->close());
+  }
+  OpenRequest request;
+  request.top = BlockDisk::open(io_, inside_ / "top", BlockDisk::Open::read_only);
+  request.read_only = true;
+  request.references = references("qcow2", inside_ / "top", request.top);
+  const auto top = run_to_end(loop_, plugins_.load("qcow2").open(std::move(request)));
+  EXPECT_EQ(top->destinations().size(), 3u);
+  ImageIo io(*top);
+  run_to_end(loop_, io.read({0, found.size() >> 9}, found));
+  EXPECT_TRUE(found == wanted);
+}
+
+TEST_F(NamedImages, TheBaseThatADscowNames) {
+  const auto base = BlockDisk::open(io_, inside_ / "flat", BlockDisk::Open::read_only);
+  make("dscow", "store", {}, 65536, base);
+  make("qcow2", "top", {{"backing_file", "store"}, {"backing_fmt", "dscow"}}, 65536);
+  each_bad_name("top", [&](const std::string& name, int code) {
+    base->set_name(name);
+    make("dscow", "store", {}, 65536, base);
+    return refusal("qcow2", "top", code, "store names '" + name);
+  });
+}
+
+TEST_F(NamedImages, AThousandQcow2AreTooMany) {
+  const std::string old(kNameRoom, 'o');
+  make("qcow2", "base", {}, 65536);
+  make("qcow2", old, {}, 65536);
+  make("qcow2", "first", {{"backing_file", old}, {"backing_fmt", "qcow2"}}, 65536);
+  const std::string image = read(inside_ / "first");
+  for (int i = 1; i <= 1000; i++) {
+    const std::string parent = i == 1 ? "base" : "i" + std::to_string(i - 1);
+    write(inside_ / ("i" + std::to_string(i)), with_name(image, old, parent, 19));
+  }
+  expect_refused_soon("qcow2");
 }
 
 TEST_F(NamedImages, AThousandVmdkAreTooMany) {

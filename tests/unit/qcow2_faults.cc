@@ -60,6 +60,17 @@ TEST(Qcow2Faults, Open) {
   });
 }
 
+// A step, until it gets through.
+template <typename Step>
+void insist(Step step, int error) {
+  for (int tries = 0; tries < 3; tries++) {
+    const auto [code, sentence] = failure_of(step());
+    if (code == 0) return;
+    EXPECT_EQ(code, error) << sentence;
+  }
+  ADD_FAILURE() << "a step never succeeds";
+}
+
 // Everything a session does, each step repeated until it gets through. What fails is the image,
 // or its data file.
 void sessions(const Shape& shape, unsigned ops, bool in_data = false) {
@@ -68,24 +79,16 @@ void sessions(const Shape& shape, unsigned ops, bool in_data = false) {
     Qcow2World world(shape, 5);
     SimDisk& failing = in_data ? *world.data : *world.top;
     failing.fail(nth, error, ops);
-    const auto insist = [&](auto step) {
-      for (int tries = 0; tries < 3; tries++) {
-        const auto [code, sentence] = failure_of(step());
-        if (code == 0) return;
-        EXPECT_EQ(code, error) << sentence;
-      }
-      ADD_FAILURE() << "a step never succeeds";
-    };
     for (uint64_t i = 0; i < 4; i++) {
       const Range range{i * 260 + 3, 20}, unmapped{i * 64, 32};
-      insist([&] { return world.guest->write(range); });
-      insist([&] { return i % 2 ? world.guest->flush() : world.kernel->timer(); });
-      if (i == 2) insist([&] { return world.guest->discard(unmapped); });
-      if (i == 3) insist([&] { return world.guest->zero(unmapped); });
+      insist([&] { return world.guest->write(range); }, error);
+      insist([&] { return i % 2 ? world.guest->flush() : world.kernel->timer(); }, error);
+      if (i == 2) insist([&] { return world.guest->discard(unmapped); }, error);
+      if (i == 3) insist([&] { return world.guest->zero(unmapped); }, error);
     }
-    insist([&] { return world.guest->flush(); });
-    insist([&] { return world.guest->verify(); });
-    insist([&] { return world.kernel->detach(); });
+    insist([&] { return world.guest->flush(); }, error);
+    insist([&] { return world.guest->verify(); }, error);
+    insist([&] { return world.kernel->detach(); }, error);
     const bool met = failing.has_failed();
     failing.fail(0, 0);
     const CheckResult result = check_qcow2(world.top);
@@ -108,6 +111,39 @@ TEST(Qcow2Faults, SubclustersWithFailingWrites) { sessions(kExtended, SimDisk::k
 TEST(Qcow2Faults, SubclustersWithFailingFlushes) { sessions(kExtended, SimDisk::kFlush); }
 TEST(Qcow2Faults, ADataFileAndFailingWrites) { sessions(kData, SimDisk::kWrite); }
 TEST(Qcow2Faults, AFailingDataFile) { sessions(kData, SimDisk::kAny, true); }
+
+// 2 MiB is what the first table can describe. The old one is free only when the header names the
+// new one, and nothing is left of either that nobody names.
+void grow_the_refcount_table(unsigned ops) {
+  const Shape shape{3 * kMiB, {{"cluster_size", "512"}, {"refcount_bits", "64"}}, 0, 512};
+  for_each_failure([&](uint64_t nth, int error) {
+    SCOPED_TRACE("operation " + std::to_string(nth));
+    Qcow2World world(shape, 1);
+    run(world.guest->write({0, 3700}));
+    run(world.kernel->timer());
+    const uint64_t before = run(read_header(*world.top)).refcount_table_offset;
+    world.top->fail(nth, error, ops);
+    insist([&] { return world.guest->flush(); }, error);
+    insist([&] { return world.guest->write({4000, 300}); }, error);
+    insist([&] { return world.guest->flush(); }, error);
+    const bool met = world.top->has_failed();
+    world.top->fail(0, 0);
+    EXPECT_NE(run(read_header(*world.top)).refcount_table_offset, before);
+    run(world.kernel->detach());
+    const CheckResult result = check_qcow2(world.top);
+    EXPECT_EQ(result.errors + result.leaks, 0u) << result.findings.at(0);
+    run(world.kernel->attach());
+    run(world.guest->verify());
+    return met;
+  });
+}
+
+TEST(Qcow2Faults, AGrowingRefcountTableAndFailingWrites) {
+  grow_the_refcount_table(SimDisk::kWrite);
+}
+TEST(Qcow2Faults, AGrowingRefcountTableAndFailingFlushes) {
+  grow_the_refcount_table(SimDisk::kFlush);
+}
 
 TEST(Qcow2Faults, Repair) {
   Qcow2World world(kSmall, 1);

@@ -461,6 +461,43 @@ TEST(Qcow2Format, OneTableIsNotReadAgainAndAgain) {
   EXPECT_LT(disk->counts().bytes_read, header.l1_entries * header.cluster() / 2);
 }
 
+// A cluster in the middle of a sparse file, that no refcount block is there for.
+TEST(Qcow2Format, RefcountsOfHolesAreNotWritten) {
+  const auto disk = make_qcow2(
+      kMiB, {{"cluster_size", "512"}, {"refcount_bits", "64"}, {"preallocation", "metadata"}});
+  const Header header = run(read_header(*disk));
+  const Bytes l1 = disk->peek(header.l1_offset, 8);
+  disk->set_size(40 * kMiB);
+  poke_be<uint64_t>(*disk, load_be<uint64_t>(l1, 0) & kOffsetMask, kCopied | (39 * kMiB));
+  EXPECT_GT(check_qcow2(disk).errors, 0u);
+  disk->reset_counts();
+  check_qcow2(disk, true);
+  EXPECT_LT(disk->counts().bytes_written, 64 * kKiB);  // all of them: 640 KiB
+  const CheckResult after = check_qcow2(disk);
+  EXPECT_EQ(after.errors + after.leaks, 0u) << after.findings.at(0);
+  std::string output;
+  EXPECT_EQ(qemu_check(*disk, &output), 0) << output;
+}
+
+// Refcounts of one bit, and two entries that name one cluster: nothing that repair could write
+// makes that right.
+TEST(Qcow2Format, WhatRefcountsCannotCountIsNotCalledRepaired) {
+  const auto disk =
+      make_qcow2(kMiB, {{"refcount_bits", "1"}, {"preallocation", "metadata"}, {"compat", "1.1"}});
+  const Header header = run(read_header(*disk));
+  const Bytes l1 = disk->peek(header.l1_offset, 8);
+  const uint64_t table = load_be<uint64_t>(l1, 0) & kOffsetMask;
+  disk->poke(table, disk->peek(table + 8, 8));
+  EXPECT_GT(check_qcow2(disk).errors, 0u);
+  const CheckResult repaired = check_qcow2(disk, true);
+  EXPECT_EQ(repaired.errors, 1u);
+  const CheckResult after = check_qcow2(disk);
+  EXPECT_EQ(after.errors, 1u);
+  const std::string& said = after.findings.back();
+  EXPECT_NE(said.find("named 2 times"), std::string::npos) << said;
+  EXPECT_EQ(after.leaks, 1u) << "what is damaged may still be needed";
+}
+
 // Whatever is in a file: an Error, or bytes; never anything else, and never for long.
 TEST(Qcow2Format, DamagedImagesDoNoHarm) {
   const TempFolder folder;

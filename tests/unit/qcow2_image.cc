@@ -314,6 +314,80 @@ TEST(Qcow2Image, WhatWasDiscardedIsRoomBeforeItIsCommitted) {
   ASSERT_NO_FATAL_FAILURE(expect_clean(world, true));
 }
 
+// Each sector has what was there, what is written, or zeroes of the discard; whatever comes first,
+// no cluster is given to two.
+TEST(Qcow2Image, ADiscardOfWhatIsBeingWrittenFreesNothingThatIsLinked) {
+  const Range all{0, 128};
+  for (uint64_t seed = 1; seed <= 60; seed++) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    Qcow2World world({kMiB, {{"cluster_size", "4K"}}, 0, 512}, seed);
+    const Bytes old(all.len * 512, std::byte{1}), data(all.len * 512, std::byte{2});
+    if (seed % 2) {
+      run(world.kernel->write(0, old));
+      run(world.kernel->detach());
+      run(world.kernel->attach());
+    }
+    world.top->delay(seed, 6);
+    std::vector<Task<>> tasks;
+    tasks.push_back(world.kernel->write(3, std::span(data).first(40 * 512)));
+    tasks.push_back(world.kernel->discard({0, 64}));
+    tasks.push_back(world.kernel->flush());
+    tasks.push_back(world.kernel->discard({32, 96}));
+    tasks.push_back(world.kernel->write(64, std::span(data).first(30 * 512)));
+    run_all(std::move(tasks));
+    const Bytes found = run(world.kernel->read(0, all.len));
+    for (const std::byte each : found) ASSERT_LE(std::to_integer<int>(each), 2);
+    world.top->delay(seed, 0);
+    run(world.kernel->detach());
+    ASSERT_NO_FATAL_FAILURE(expect_clean(world, seed % 20 == 0));
+    run(world.kernel->attach());
+    ASSERT_TRUE(run(world.kernel->read(0, all.len)) == found);
+  }
+}
+
+// An entry that is not empty and names no place: whoever took it for one would write to the header.
+TEST(Qcow2Image, APlaceOfZeroIsNone) {
+  Qcow2World world({kMiB, {{"cluster_size", "4K"}}, 0, 512}, 1);
+  run(world.guest->write({8, 8}));
+  run(world.kernel->detach());
+  const Header header = run(read_header(*world.top));
+  const Bytes l1 = world.top->peek(header.l1_offset, 8);
+  Bytes entry(8);
+  store_be<uint64_t>(entry, 0, kCopied);
+  world.top->poke(load_be<uint64_t>(l1, 0) & kOffsetMask, entry);
+  run(world.kernel->attach());
+  run(world.guest->verify());
+  run(world.guest->write({0, 3}));
+  run(world.guest->verify());
+  run(world.kernel->detach());
+  EXPECT_EQ(run(read_header(*world.top)).l1_offset, header.l1_offset);
+  expect_clean(world, true);
+}
+
+TEST(Qcow2Image, LazyRefcountsStayAllowed) {
+  Qcow2World world({kMiB, {{"lazy_refcounts", "on"}}, 0, 512}, 1);
+  run(world.guest->write({0, 1}));
+  run(world.kernel->detach());
+  const Header header = run(read_header(*world.top));
+  EXPECT_EQ(header.compatible & kLazyRefcounts, kLazyRefcounts);
+  EXPECT_EQ(header.incompatible & kDirty, 0u);
+  expect_clean(world, true);
+}
+
+TEST(Qcow2Image, AnImageMarkedAsCorruptIsReadAndStaysMarked) {
+  Qcow2World world({kMiB, {{"cluster_size", "4K"}}, 0, 512}, 1);
+  run(world.guest->write({0, 100}));
+  run(world.kernel->detach());
+  Bytes features(8);
+  store_be<uint64_t>(features, 0, kCorrupt);
+  world.top->poke(72, features);
+  EXPECT_EQ(failure_of(world.kernel->attach()).first, EROFS);
+  const Bytes all = image_bytes(world.top);
+  EXPECT_TRUE(all == world.guest->expected());
+  EXPECT_EQ(run(read_header(*world.top)).incompatible & kCorrupt, kCorrupt);
+  EXPECT_EQ(check_qcow2(world.top).errors, 1u);
+}
+
 TEST(Qcow2Image, CloseTellsHowLongTheFileIs) {
   Qcow2World world({64 * kMiB, {}, 0, 512}, 1);
   run(world.guest->write({0, 1}));

@@ -377,6 +377,15 @@ std::string text_of(const Plan& plan) {
   return text + " in blocks of " + std::to_string(plan.block_size);
 }
 
+TEST(Qcow2Sequences, ARunIsOneFault) {
+  GrowingFormat format = format_of("qcow2", no_files());
+  for (const Options& options :
+       {Options{}, Options{{"cluster_size", "4K"}}, Options{{"extended_l2", "on"}}}) {
+    format.options = options;
+    test_faults_of_a_full_image(format, 20 * kMiB);
+  }
+}
+
 TEST(Qcow2Sequences, AnySequenceIsWhatQemuReads) {
   Beginning theirs;
   uint64_t made_for = 0;

@@ -144,6 +144,22 @@ TEST(QcowFormat, OneTableIsNotReadAgainAndAgain) {
   EXPECT_LT(top->counts().reads, 100u);
 }
 
+// 32 tables of 4 KiB, and room for four.
+TEST(QcowFormat, MemoryIsBounded) {
+  const auto top = make_image(format(), 64 * kMiB);
+  Life life(format(), top, 1);
+  life.attach();
+  Guest guest(life.kernel, 64 * kMiB / 512);
+  for (uint64_t at = 0; at < guest.sectors(); at += 4096) run(guest.write({at, 1}));
+  life.detach();
+  OpenRequest opening = request(top);
+  opening.metadata_cache = 16 << 10;
+  const auto image = run(open(opening));
+  run(image->map({0, image->sectors()}));
+  EXPECT_EQ(image->stats()["tables_cached"], 4);
+  EXPECT_EQ(image->stats()["table_reads"], 32);
+}
+
 TEST(QcowFormat, NothingFuzzedDoesMoreThanFail) {
   Random random(1);
   const auto whole = make_image(format(), 3 * kMiB);

@@ -28,6 +28,10 @@ TEST(QcowImage, SurvivesCrashes) { test_crashes(format(), kMiB / 2 + 512, 1, 12)
 
 TEST(QcowImage, SurvivesFailures) { test_faults(format(), kMiB + 512); }
 
+TEST(QcowImage, IsNoLongerThanItMustBe) { test_length(format(), 5 * kMiB + 1024); }
+
+TEST(QcowImage, ARunIsOneFault) { test_faults_of_a_full_image(format(), 20 * kMiB + 1024); }
+
 TEST(QcowImage, HolesOfACrashAreUsedAgain) { test_holes(format(), kMiB); }
 
 TEST(QcowImage, WhatIsPromotedWhileAnotherCowdBeginsCounts) { test_adopted(format(), kMiB); }

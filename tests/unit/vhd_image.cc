@@ -26,12 +26,11 @@ GrowingFormat differencing(uint64_t bytes) {
   made.files = std::make_shared<Files>("vhd", open);
   const GrowingFormat base = format();
   const auto parent = make_image(base, bytes);
-  give_room(base, *parent);
-  KernelModel kernel(opener(base, parent));
-  run(kernel.attach());
-  Guest guest(kernel, bytes / 512);
+  Life life(base, parent, 1);
+  life.attach();
+  Guest guest(life.kernel, bytes / 512);
   run(guest.write({0, bytes / 1024}));
-  run(kernel.detach());
+  life.detach();
   made.beneath = guest.expected();
   made.files->disks["base.vhd"] = parent;
   made.options["parent"] = "base.vhd";
@@ -131,6 +130,18 @@ TEST(VhdImage, SurvivesFailuresOnItsParent) {
   const uint64_t bytes = kMiB / 2 + 512;
   test_faults(differencing(bytes), bytes);
   test_faults(partial(bytes), bytes);
+}
+
+TEST(VhdImage, IsNoLongerThanItMustBe) {
+  test_length(format(), kMiB + 512 * 9);
+  test_length(differencing(kMiB), kMiB);
+}
+
+TEST(VhdImage, ARunIsOneFault) {
+  test_faults_of_a_full_image(format(), kMiB + 512 * 9);
+  test_faults_of_a_full_image(format("dynamic", "2M"), 20 * kMiB);
+  test_faults_of_a_full_image(format("fixed"), kMiB);
+  test_faults_of_a_full_image(differencing(kMiB), kMiB);
 }
 
 TEST(VhdImage, HolesOfACrashAreUsedAgain) { test_holes(format(), kMiB); }

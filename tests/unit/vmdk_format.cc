@@ -379,6 +379,20 @@ TEST(VmdkFormat, OneTableIsNotReadAgainAndAgain) {
 }
 
 // On a disk with larger blocks the kernel can neither read nor write there.
+// 96 tables of 2 KiB, in one file and in two, and room for eight.
+TEST(VmdkFormat, MemoryIsBounded) {
+  for (const std::string kind : {"monolithicSparse", "twoGbMaxExtentSparse"}) {
+    const Folder folder;
+    const auto image = made(kind, 3 * 1024 * kMiB, folder);
+    OpenRequest request = image->request(true);
+    request.metadata_cache = 16 << 10;
+    const auto opened = run(open(request));
+    run(opened->map({0, opened->sectors()}));
+    EXPECT_EQ(opened->stats()["tables_cached"], 8) << kind;
+    EXPECT_GE(opened->stats()["table_reads"], 96) << kind;
+  }
+}
+
 TEST(VmdkFormat, GrainsBetweenLargeBlocksAreReadAsBytes) {
   const auto top = make_image(format(), kMiB, 4096);
   const uint64_t directory = load_le<uint64_t>(top->peek(56, 8), 0) * 512;

@@ -76,6 +76,16 @@ TEST(VmdkImage, SurvivesFailures) { test_faults(format(), kMiB); }
 
 TEST(VmdkImage, SurvivesFailuresInSeveralFiles) { test_faults(split(), kMiB); }
 
+TEST(VmdkImage, IsNoLongerThanItMustBe) {
+  test_length(format(), 3 * kMiB);
+  test_length(split(), 3 * kMiB);
+}
+
+TEST(VmdkImage, ARunIsOneFault) {
+  test_faults_of_a_full_image(format(), 40 * kMiB);
+  test_faults_of_a_full_image(split(), 3 * kMiB);
+}
+
 TEST(VmdkImage, HolesOfACrashAreUsedAgain) { test_holes(format(), kMiB); }
 
 TEST(VmdkImage, HolesOfACrashAreUsedAgainInSeveralFiles) { test_holes(split(), kMiB); }
