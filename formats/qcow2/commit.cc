@@ -111,6 +111,9 @@ void Qcow2Image::note_promoted(const RunPtr& run, uint64_t granule) {
   if (run->promoted[step]) return;
   run->promoted[step] = true;
   run->left--;
+  if (!run->fresh) return;
+  unused_ -= run->step;
+  used_granules_ += run->step;
 }
 
 // --- commits ----------------------------------------------------------------------------
