@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-#include <utility>
-
 #include "cowd/core/async_io.hh"
 
 #include <boost/asio/associated_executor.hpp>
 #include <boost/asio/async_result.hpp>
+#include <boost/asio/dispatch.hpp>
 #include <boost/asio/executor_work_guard.hpp>
-#include <boost/asio/post.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <utility>
 
 #include "cowd/core/async_io_op.hh"
 #include "cowd/core/errno_name.hh"
@@ -34,7 +33,8 @@ struct Waiting : IoOp {
       std::move(waiter)(result);
     };
     delete this;
-    asio::post(executor, std::move(resume));
+    // At once, if this thread may: a post would have the reactor look at everything before.
+    asio::dispatch(executor, std::move(resume));
   }
 
   Handler handler;

@@ -3,20 +3,19 @@
 // is under way. What the kernel cannot do without blocking it gives to its own
 // worker threads; their number is raised far above the usual (a few per CPU), for a
 // backing that hangs keeps as many as its disks have requests under way.
-#include <utility>
-
-#include <cerrno>
-#include <chrono>
-#include <deque>
-#include <mutex>
-#include <vector>
+#include <liburing.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
 #include <boost/asio/steady_timer.hpp>
-#include <liburing.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
+#include <cerrno>
+#include <chrono>
+#include <deque>
+#include <mutex>
+#include <utility>
+#include <vector>
 
 #include "cowd/core/async_io_op.hh"
 
@@ -114,21 +113,20 @@ class UringIo : public AsyncIo, public std::enable_shared_from_this<UringIo> {
     }
   }
 
-  // mutex_ is held. The weak pointer: a watch must not keep the engine.
+  // mutex_ is held. The weak pointer: a watch must not keep the engine. A read, for a wait would
+  // have the descriptor added to epoll anew each time.
   void watch() {
     watching_ = true;
-    event_.async_wait(asio::posix::stream_descriptor::wait_read,
-                      [weak = weak_from_this()](boost::system::error_code error) {
-                        if (auto self = weak.lock(); self && !error) self->drain();
-                      });
+    event_.async_read_some(asio::buffer(&count_, sizeof count_),
+                           [weak = weak_from_this()](boost::system::error_code error, size_t) {
+                             if (auto self = weak.lock(); self && !error) self->drain();
+                           });
   }
 
   void drain() {
     std::vector<std::pair<IoOp*, int>> done;
     {
       std::lock_guard lock(mutex_);
-      uint64_t count;
-      [[maybe_unused]] ssize_t n = ::read(event_.native_handle(), &count, sizeof count);
       io_uring_cqe* cqe;
       while (io_uring_peek_cqe(&ring_, &cqe) == 0) {
         auto* op = static_cast<IoOp*>(io_uring_cqe_get_data(cqe));
@@ -152,6 +150,7 @@ class UringIo : public AsyncIo, public std::enable_shared_from_this<UringIo> {
   bool ready_ = false;
   asio::posix::stream_descriptor event_;
   bool watching_ = false;
+  uint64_t count_ = 0;  // what is read from it, of no interest
   asio::steady_timer retry_;
   bool retrying_ = false;
   size_t under_way_ = 0;

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "cowd/daemon/messages.hh"
 
+#include <algorithm>
+#include <iterator>
+#include <optional>
 #include <utility>
 
 #include "libdmu/dmu.h"
@@ -95,12 +98,13 @@ std::vector<OutMessage> fault_answers(uint64_t id, uint64_t gen, Range range,
                                       std::vector<Answer> answers) {
   std::vector<OutMessage> before, after;
   OutMessage main;
-  bool found = false, overlay = false;
+  bool found = false;
+  std::optional<Extent> overlay;
   for (auto& answer : answers) {
     const Range& covers = range_of(answer);
     if (!found && covers.sector <= range.sector && range.sector < covers.end()) {
       found = true;
-      overlay = is_overlay(answer);
+      if (is_overlay(answer)) overlay = std::get<Extent>(answer);
       main = answer_message(id, std::move(answer));
       continue;
     }
@@ -111,8 +115,16 @@ std::vector<OutMessage> fault_answers(uint64_t id, uint64_t gen, Range range,
     list.push_back(push_message(gen, std::move(answer)));
   }
   if (!found) return {};
+  // The id lets the bios go on at once, so the bits come before it, and for them the overlay: else
+  // they would be asked for. Where the kernel refuses that, the answer says it once more.
+  const auto is_bits = [](const OutMessage& out) { return out.msg.type == DMU_MSG_BITMAP; };
+  if (overlay && std::any_of(after.begin(), after.end(), is_bits)) {
+    before.push_back(push_message(gen, *overlay));
+    std::move(after.begin(), after.end(), std::back_inserter(before));
+    after.clear();
+  }
   before.push_back(std::move(main));
-  for (auto& message : after) before.push_back(std::move(message));
+  std::move(after.begin(), after.end(), std::back_inserter(before));
   return before;
 }
 

@@ -172,6 +172,7 @@ class Session : public std::enable_shared_from_this<Session> {
 
   Outbox outbox_;
   bool flush_posted_ = false;
+  bool sends_many_ = false;  // and flushes the outbox afterwards
   std::deque<OutMessage> again_;  // refused with ENOMEM
   boost::asio::steady_timer again_timer_;
 

@@ -35,7 +35,7 @@ void Session::send(const dmu_msg& msg) { send(OutMessage{msg, {}}); }
 // All answers that are ready by the time the strand gets to it go in one write().
 void Session::send(OutMessage message) {
   outbox_.add(std::move(message));
-  if (flush_posted_) return;
+  if (flush_posted_ || sends_many_) return;
   flush_posted_ = true;
   asio::post(executor_, [self = shared_from_this()] {
     self->flush_posted_ = false;

@@ -50,6 +50,7 @@ Task<> Session::commit(CommitGroup::Round round) {
   } catch (const std::exception& error) {
     failure = Error(EIO, text("The format of ", device_, " failed: ", error.what()));
   }
+  sends_many_ = true;
   bool wait = failure && commit_waits_for_space(*failure);
   commit_short_ = wait;
   if (failure && !wait) {
@@ -63,6 +64,8 @@ Task<> Session::commit(CommitGroup::Round round) {
     commits_.finish_later(*failure);
   else
     commits_.finish(failure ? &*failure : nullptr);
+  sends_many_ = false;
+  flush_outbox();
   --running_commits_;
   start_commit();
   if (commits_.dirty() && !commit_timer_armed_)

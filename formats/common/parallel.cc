@@ -16,6 +16,8 @@ namespace {
 
 namespace asio = boost::asio;
 
+constexpr size_t kWritesAtOnce = 16;
+
 struct Shared {
   size_t next = 0;
   size_t count = 0;
@@ -51,6 +53,18 @@ Task<> for_each_parallel(size_t count, size_t limit, std::function<Task<>(size_t
     co_await group.async_wait(asio::experimental::wait_for_all(), asio::use_awaitable);
   }
   if (shared.failure) std::rethrow_exception(shared.failure);
+}
+
+Task<> write_durably(Disk& disk, const Writes& writes) {
+  if (writes.size() == 1) {
+    co_await disk.write_durably(writes[0].first, *writes[0].second);
+    co_return;
+  }
+  const std::function<Task<>(size_t)> write = [&](size_t i) -> Task<> {
+    co_await disk.write_at(writes[i].first, *writes[i].second);
+  };
+  co_await for_each_parallel(writes.size(), kWritesAtOnce, write);
+  co_await disk.flush();
 }
 
 }  // namespace cowd

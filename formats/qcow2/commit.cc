@@ -28,7 +28,6 @@ namespace cowd::qcow2 {
 namespace {
 
 constexpr size_t kBatchPages = 1024;  // 4 MiB
-constexpr size_t kWritesAtOnce = 16;
 
 }  // namespace
 
@@ -111,6 +110,9 @@ void Qcow2Image::note_promoted(const RunPtr& run, uint64_t granule) {
   if (run->promoted[step]) return;
   run->promoted[step] = true;
   run->left--;
+  if (!run->fresh) return;
+  unused_ -= run->step;
+  used_granules_ += run->step;
 }
 
 // --- commits ----------------------------------------------------------------------------
@@ -264,17 +266,13 @@ void Qcow2Image::note_drops(Change& change, const Entry& old, uint64_t now) {
 }
 
 Task<> Qcow2Image::write_tables(Change& change) {
-  std::vector<std::pair<uint64_t, std::shared_ptr<Buffer>>> writes;
+  Writes writes;
   std::vector<uint64_t> moved;
   for (const auto& table : change.tables) {
     writes.insert(writes.end(), table->pages.begin(), table->pages.end());
     if (table->moves) moved.push_back(table->index);
   }
-  std::function<Task<>(size_t)> write = [&](size_t i) -> Task<> {
-    co_await request_.top->write_at(writes[i].first, *writes[i].second);
-  };
-  co_await for_each_parallel(writes.size(), kWritesAtOnce, write);
-  co_await request_.top->flush();
+  co_await write_durably(*request_.top, writes);
   if (!moved.empty()) co_await write_l1(moved, change);
 }
 

@@ -2,8 +2,12 @@
 // Space for first writes, in memory alone: refcounts on disk follow with the commit.
 //
 // A run is as long as what was asked for, and longer for a writer that goes on where the last
-// run ended: twice as much each time, up to kMaxAhead. All of its granules are alike: read
-// from one linear place, or zeroes. What is not so is copied here:
+// run ended: twice as much each time, up to kMaxAhead. For one that does not, a run is also what
+// lies around, as long as no more was given in vain than was used: who writes all over a region
+// asks less often, and what is spread thinly has at most twice the room that it takes, in memory
+// alone. When there is no other room, what is not used is taken back.
+// All granules of a run are alike: read from one linear place, or zeroes. What is not so is
+// copied here:
 //   a granule that the end of the disk cuts, or that lies on the edge of two extents of what is
 //   beneath; a whole cluster that is compressed, or that a snapshot shares and that has
 //   subclusters which are elsewhere (for all of it moves at once).
@@ -14,6 +18,7 @@
 // given that place. So that an entry which names another place than the one on disk always
 // means that all was copied (with_data()), a discard in the cluster is committed first.
 #include <algorithm>
+#include <bit>
 #include <exception>
 #include <functional>
 #include <utility>
@@ -30,6 +35,7 @@ constexpr uint64_t kFirstAhead = 64 << 10;
 constexpr uint64_t kMaxAhead = 4 << 20;
 constexpr uint64_t kMaxRun = 32768;  // granules: one leaf of the kernel's bits
 constexpr size_t kRetired = 16;      // one of so many runs is taken back when there are too many
+constexpr size_t kInvalidatedAtOnce = 256;
 
 }  // namespace
 
@@ -105,13 +111,16 @@ bool Qcow2Image::alike(uint64_t a, const Want& first, uint64_t b) {
 Task<Qcow2Image::RunPtr> Qcow2Image::place(uint64_t granule, uint64_t end_sector) {
   const Want want = want_of(granule);
   if (want.how == Want::How::none) co_return nullptr;
-  ahead_ = granule == next_sequential_ ? std::clamp(ahead_ * 2, kFirstAhead, kMaxAhead) : 0;
+  const bool sequential = granule == next_sequential_;
+  ahead_ = sequential ? std::clamp(ahead_ * 2, kFirstAhead, kMaxAhead) : 0;
   const uint64_t cluster = granule / per_cluster();
   const uint64_t wanted =
       (end_sector + granule_sectors() - 1) / granule_sectors() + ahead_ / header_->granule();
+  const uint64_t around = sequential || want.placed ? 1 : clusters_around();
+  const uint64_t start = round_down(cluster, around) * per_cluster();
   const uint64_t limit =
-      std::min({std::max(round_up(wanted, per_cluster()), granule + 1),
-                cluster * per_cluster() + kMaxRun, page_end(cluster) * per_cluster()});
+      std::min({std::max(round_up(wanted, per_cluster()), start + around * per_cluster()),
+                start + kMaxRun, page_end(cluster) * per_cluster()});
   auto run = std::make_shared<Run>();
   run->read = Side::zeroes();
   run->copied = want.how == Want::How::copy;
@@ -119,16 +128,26 @@ Task<Qcow2Image::RunPtr> Qcow2Image::place(uint64_t granule, uint64_t end_sector
   if (want.whole)
     place_whole(*run, limit);
   else
-    co_await place_overlay(*run, want, granule, limit);
+    co_await place_overlay(*run, want, granule, start, limit);
   co_await claim_table(cluster);
   co_await claim(*run, want, granule);
   run->promoted.resize(run->count / run->step);
   run->left = run->promoted.size();
+  if (run->fresh && !run->copied) unused_ += run->count;
   run->filling = run->copied;
   runs_[run->first] = run;
   if (!run->copied) oldest_.push_back(run);
   next_sequential_ = run->end();
   co_return run;
+}
+
+// How many clusters a run may be that nobody asked for as a whole: a power of two, which is on one
+// page of a table.
+uint64_t Qcow2Image::clusters_around() const {
+  const uint64_t most =
+      std::min(kMaxAhead / header_->cluster(), pages_.table_bytes() / header_->l2_entry_bytes());
+  const uint64_t spare = used_granules_ > unused_ ? (used_granules_ - unused_) / per_cluster() : 0;
+  return is_tight_ ? 1 : std::bit_floor(std::min(most, spare) + 1);
 }
 
 // Clusters that are promoted at once: `cow`, or a copy of one.
@@ -144,11 +163,11 @@ void Qcow2Image::place_whole(Run& run, uint64_t limit) {
   run.read = Side::at(0, first.host);
 }
 
-// As far as it is alike around `granule`, within its cluster also before it.
-Task<> Qcow2Image::place_overlay(Run& run, const Want& want, uint64_t granule, uint64_t limit) {
+// As far as it is alike around `granule`, from `start` to `limit`.
+Task<> Qcow2Image::place_overlay(Run& run, const Want& want, uint64_t granule, uint64_t start,
+                                 uint64_t limit) {
   run.count = 1;
   if (run.copied) co_return;
-  const uint64_t start = round_down(granule, per_cluster());
   while (run.first > start && alike(granule, want, run.first - 1)) run.first--;
   uint64_t end = granule + 1;
   while (end < limit && alike(granule, want, end)) end++;
@@ -182,6 +201,12 @@ Task<> Qcow2Image::narrow_to_beneath(Run& run, uint64_t granule) {
   run.count = 1;
 }
 
+void Qcow2Image::cut_front(Run& run, uint64_t first) const {
+  if (run.read.kind == Side::Kind::disk) run.read.sector += (first - run.first) * granule_sectors();
+  run.count -= first - run.first;
+  run.first = first;
+}
+
 Task<> Qcow2Image::claim(Run& run, const Want& want, uint64_t granule) {
   if (want.placed) {
     run.host = want.host - (granule - run.first) * granule_sectors();
@@ -189,16 +214,22 @@ Task<> Qcow2Image::claim(Run& run, const Want& want, uint64_t granule) {
     require_in_file(run, run.host);
     co_return;
   }
-  const bool whole = run.first % per_cluster() == 0 && run.count >= per_cluster();
+  // Whole clusters, if that of the granule is one of them.
+  const uint64_t own = round_down(granule, per_cluster());
+  const uint64_t first = round_up(run.first, per_cluster());
+  const bool whole = first <= own && run.end() >= own + per_cluster();
+  cut_front(run, whole ? first : std::max(run.first, own));
   const HostRun host = co_await refcounts_->claim(whole ? run.count / per_cluster() : 1);
   run.host = host.first * cluster_sectors();
   pages_.forget(host.first << header_->cluster_bits, host.count << header_->cluster_bits);
   if (whole) {
     run.fresh = true;
-    run.count = host.count * per_cluster();
+    const uint64_t count = host.count * per_cluster();
+    if (run.first + count <= granule) cut_front(run, own + per_cluster() - count);
+    run.count = count;
     co_return;
   }
-  run.count = std::min(run.end(), round_down(granule, per_cluster()) + per_cluster()) - run.first;
+  run.count = std::min(run.end(), own + per_cluster()) - run.first;
   const auto give_back = [refcounts = refcounts_.get(), host](Home* home) {
     if (!home->named) refcounts->release(host.first, 1);
     delete home;
@@ -270,6 +301,7 @@ void Qcow2Image::note_filled(const Run& run) {
 void Qcow2Image::take_back(const RunPtr& run) {
   runs_.erase(run->first);
   if (!run->fresh) return;
+  if (!run->copied) unused_ -= run->left * run->step;
   const uint64_t steps = per_cluster() / run->step;
   for (uint64_t at = 0; at < run->promoted.size(); at += steps) {
     const auto first = run->promoted.begin() + static_cast<ptrdiff_t>(at);
@@ -286,11 +318,32 @@ void Qcow2Image::take_back(const RunPtr& run) {
 Task<> Qcow2Image::retire() {
   if (oldest_.size() <= max_runs_ || !request_.invalidate) co_return;
   const std::vector<RunPtr> victims = choose_victims();
+  co_await retire(victims);
+}
+
+Task<> Qcow2Image::retire(const std::vector<RunPtr>& victims) {
+  for (const RunPtr& run : victims) run->closing = true;
   const std::function<Task<>(size_t)> retire_one = [this, &victims](size_t i) -> Task<> {
     co_await retire(victims[i]);
   };
-  co_await for_each_parallel(victims.size(), victims.size(), retire_one);
+  co_await for_each_parallel(victims.size(), kInvalidatedAtOnce, retire_one);
   changed_.notify();
+}
+
+// There is no room but in what was given and not used. False if there is none in that either.
+Task<bool> Qcow2Image::take_back_unused() {
+  const AsyncSemaphore::Hold hold = co_await give_.acquire();
+  std::vector<RunPtr> victims;
+  if (request_.invalidate) {
+    const auto unused = std::stable_partition(
+        oldest_.begin(), oldest_.end(),
+        [](const RunPtr& run) { return run->left == 0 || !(run->fresh || run->home); });
+    victims.assign(unused, oldest_.end());
+    oldest_.erase(unused, oldest_.end());
+  }
+  is_tight_ = true;
+  co_await retire(victims);
+  co_return !victims.empty();
 }
 
 // They are no longer in oldest_.
@@ -309,7 +362,6 @@ std::vector<Qcow2Image::RunPtr> Qcow2Image::choose_victims() {
     victims.push_back(oldest_.front());
     oldest_.pop_front();
   }
-  for (const RunPtr& run : victims) run->closing = true;
   return victims;
 }
 

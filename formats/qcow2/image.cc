@@ -354,6 +354,7 @@ Task<> Qcow2Image::close() {
     co_await commit(UINT64_MAX, false);
     runs_.clear();
     oldest_.clear();
+    unused_ = 0;
     co_await lower();
     co_await request_.top->flush();
     used_ = co_await refcounts_->used_end();

@@ -193,8 +193,11 @@ class Qcow2Image : public Image {
   bool has_own(uint64_t granule) const;
   Task<RunPtr> place(uint64_t granule, uint64_t end_sector);
   void place_whole(Run& run, uint64_t limit);
-  Task<> place_overlay(Run& run, const Want& want, uint64_t granule, uint64_t limit);
+  uint64_t clusters_around() const;
+  Task<> place_overlay(Run& run, const Want& want, uint64_t granule, uint64_t start,
+                       uint64_t limit);
   Task<> narrow_to_beneath(Run& run, uint64_t granule);
+  void cut_front(Run& run, uint64_t first) const;
   Task<> claim(Run& run, const Want& want, uint64_t granule);
   void require_in_file(const Run& run, uint64_t host) const;
   Task<> claim_table(uint64_t cluster);
@@ -202,6 +205,8 @@ class Qcow2Image : public Image {
   void note_filled(const Run& run);
   void take_back(const RunPtr& run);
   Task<> retire();
+  Task<> retire(const std::vector<RunPtr>& victims);
+  Task<bool> take_back_unused();
   std::vector<RunPtr> choose_victims();
   Task<> retire(RunPtr run);
 
@@ -253,6 +258,9 @@ class Qcow2Image : public Image {
   Event changed_;
   uint64_t next_sequential_ = UINT64_MAX;  // the granule with which a sequential writer goes on
   uint64_t ahead_ = 0;                     // bytes
+  uint64_t unused_ = 0;                    // granules of whole clusters that were given
+  uint64_t used_granules_ = 0;             // and those of them that were promoted
+  bool is_tight_ = false;                  // there was no room but for what is asked for
   std::string misled_;  // what the kernel told that cannot be; then nothing is committed
   uint64_t used_ = 0;
   uint64_t commits_ = 0;

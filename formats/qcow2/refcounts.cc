@@ -9,12 +9,6 @@
 #include "formats/common/parallel.hh"
 
 namespace cowd::qcow2 {
-namespace {
-
-constexpr size_t kWritesAtOnce = 16;
-
-}  // namespace
-
 Task<> Refcounts::load() {
   const uint64_t bytes = uint64_t{header_.refcount_table_clusters} << header_.cluster_bits;
   Buffer table(bytes);
@@ -225,13 +219,8 @@ Task<> Refcounts::write_blocks(const std::vector<uint64_t>& clusters, const Grow
     set_refcount(*page, cluster % per_page(), header_.refcount_order, 1);
   }
   if (writes.empty()) co_return;
-  const std::vector<std::pair<uint64_t, std::shared_ptr<Buffer>>> list(writes.begin(),
-                                                                       writes.end());
-  std::function<Task<>(size_t)> write = [&](size_t i) -> Task<> {
-    co_await disk_.write_at(list[i].first, *list[i].second);
-  };
-  co_await for_each_parallel(list.size(), kWritesAtOnce, write);
-  co_await disk_.flush();
+  const Writes list(writes.begin(), writes.end());
+  co_await write_durably(disk_, list);
   for (const auto& [offset, bytes] : list)
     if (bytes->size() == pages_.table_bytes()) pages_.put(offset, bytes);
 }

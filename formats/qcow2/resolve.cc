@@ -3,6 +3,7 @@
 // state at one moment, without a suspension before it is returned: an answer that is older
 // than a discard would bring back what was unmapped.
 #include <algorithm>
+#include <exception>
 #include <utility>
 
 #include "cowd/core/error.hh"
@@ -213,16 +214,18 @@ Task<std::vector<Answer>> Qcow2Image::resolve_write(Range range) {
     const std::vector<Piece>& found = loaded.pieces;
     if (found.empty()) continue;
     if (!writable(found[0])) {
-      bool is_full = false;
+      std::exception_ptr is_full;
       try {
         co_await give(granule_of(range.sector), range.end());
       } catch (const Error& error) {
-        if (error.code() != ENOSPC || own_.empty()) throw;
-        is_full = true;
+        if (error.code() != ENOSPC) throw;
+        is_full = std::current_exception();
       }
-      // What was discarded is room once that is committed.
       if (is_full) {
-        co_await commit_own();
+        // What was discarded is room once that is committed.
+        const bool discarded = !own_.empty();
+        if (discarded) co_await commit_own();
+        if (!co_await take_back_unused() && !discarded) std::rethrow_exception(is_full);
         co_await give(granule_of(range.sector), range.end());
       }
       continue;

@@ -530,7 +530,8 @@ TEST(Messages, OnlyOneAnswerCarriesTheId) {
   EXPECT_EQ(messages[2].msg.sector, 8U);
 }
 
-TEST(Messages, BitsFollowTheirOverlay) {
+// A write that the id lets go on would ask for bits that come behind it.
+TEST(Messages, BitsFollowTheirOverlayAndComeBeforeTheId) {
   Extent overlay = plain(0, 1 << 20);
   overlay.write = Side::at(0, 2048);
   overlay.granule = 8;
@@ -538,11 +539,15 @@ TEST(Messages, BitsFollowTheirOverlay) {
   bits.range = {0, 8 * DMU_LEAF_GRANULES};
   bits.bits.resize(16);
   auto messages = fault_answers(7, 3, {64, 8}, {overlay, bits});
-  ASSERT_EQ(messages.size(), 2U);
-  EXPECT_EQ(messages[0].msg.id, 7U);
+  ASSERT_EQ(messages.size(), 3U);
+  EXPECT_EQ(messages[0].msg.type, static_cast<uint32_t>(DMU_MSG_MAP));
+  EXPECT_EQ(messages[0].msg.id, 0U);
+  EXPECT_EQ(messages[0].msg.gen, 3U);
   EXPECT_EQ(messages[1].msg.type, static_cast<uint32_t>(DMU_MSG_BITMAP));
   EXPECT_EQ(messages[1].msg.gen, 3U);
   EXPECT_EQ(messages[1].msg.data_len, 16U);
+  EXPECT_EQ(messages[2].msg.type, static_cast<uint32_t>(DMU_MSG_MAP));
+  EXPECT_EQ(messages[2].msg.id, 7U);
 }
 
 TEST(Messages, NoAnswerToTheStartIsNone) {

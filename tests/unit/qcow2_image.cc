@@ -252,6 +252,75 @@ TEST(Qcow2Image, ASequentialWriterFaultsRarely) {
   expect_clean(world, true);
 }
 
+// One write in each cluster, in an order that is none: 17 is prime to their number.
+void write_here_and_there(Qcow2World& world, uint64_t clusters, uint64_t apart) {
+  for (uint64_t i = 0; i < clusters; i++) {
+    const Range range{(i * 17 + 5) % clusters * apart, 8};
+    run(world.guest->write(range));
+  }
+}
+
+TEST(Qcow2Image, WhoWritesAllOverARegionFaultsLessOften) {
+  Qcow2World world({64 * kMiB, {{"cluster_size", "64K"}}, 0, 512}, 1);
+  write_here_and_there(world, 1024, 128);
+  EXPECT_LT(world.kernel->faults(), 512u);
+  run(world.guest->verify());
+  run(world.kernel->detach());
+  expect_clean(world, true);
+}
+
+TEST(Qcow2Image, WhatIsSpreadThinlyTakesNoMoreThanTwiceItsRoom) {
+  Qcow2World world({64 * kMiB, {{"cluster_size", "4K"}}, 0, 512}, 1);
+  for (uint64_t i = 0; i < 64; i++) {
+    const Range range{(i * 17 + 5) % 64 * 2048, 8};
+    run(world.guest->write(range));
+  }
+  // And 32 tables.
+  EXPECT_LE(world.kernel->image().stats()["claimed"].get<uint64_t>(), 2u * 64 + 32);
+  run(world.kernel->detach());
+  expect_clean(world, true);
+}
+
+// Over a backing file, with runs that begin within a cluster and where it changes from one place to
+// another.
+TEST(Qcow2Image, WhatLiesAroundIsReadFromBeneath) {
+  for (const char* extended : {"off", "on"}) {
+    const Options options{{"cluster_size", "64K"}, {"extended_l2", extended}};
+    Qcow2World world({16 * kMiB, options, 8 * kMiB + 24 * kKiB, 512}, 1);
+    write_here_and_there(world, 256, 128);
+    run(world.guest->verify());
+    run(world.kernel->detach());
+    expect_clean(world, true);
+    run(world.kernel->attach());
+    run(world.guest->verify());
+  }
+}
+
+TEST(Qcow2Image, WhatWasGivenInVainIsRoom) {
+  Qcow2World world({16 * kMiB, {{"cluster_size", "4K"}}, 0, 512}, 1);
+  run(world.kernel->detach());
+  world.top->set_size(2 * kMiB);
+  run(world.kernel->attach());
+  // Half of the room is used, and most of the rest is given.
+  write_here_and_there(world, 256, 8);
+  for (uint64_t i = 0; i < 16; i++) {
+    const Range range{8192 + i * 512, 8};
+    run(world.guest->write(range));
+  }
+  // All but the tables' few clusters can be used.
+  uint64_t used = 256 + 16;
+  int code = 0;
+  for (; code == 0; used++) {
+    const Range range{16384 + (used - 272) * 8 * 3 % 16384, 8};
+    code = failure_of(world.guest->write(range)).first;
+  }
+  EXPECT_EQ(code, ENOSPC);
+  EXPECT_GT(used, 512u - 24);
+  run(world.guest->verify({0, 8192}));
+  run(world.kernel->detach());
+  expect_clean(world, true);
+}
+
 TEST(Qcow2Image, ReadsAreOneExtentWhereTheImageIsInARow) {
   Qcow2World world({16 * kMiB, {{"cluster_size", "64K"}}, 0, 512}, 1);
   run(world.guest->write({0, 8 * kMiB / 512}));
