@@ -61,7 +61,7 @@ nothing=$(used_kib)
 need ctl create --force dscow:/dev/mapper/cow:/dev/mapper/base
 attach_timed empty
 touch_all scattered-writes --rw=write:16380k
-record scattered-leaves leaves "$(dmsetup status --noflush disk | awk '{ split($6, a, "/"); print $6 + 0 }')"
+record scattered-leaves leaves "$(dmsetup status --noflush disk | awk '{ print $6 }')"
 record scattered-memory MiB $((($(used_kib) - nothing) / 1024))
 record scattered-cowd MiB "$(awk '/^VmRSS:/ { print int($2 / 1024) }' "/proc/$cowd_pid/status")"
 need until_true 60 ctl detach disk
