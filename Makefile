@@ -316,6 +316,7 @@ check-long:
 	$(quiet)$(MAKE) --no-print-directory check-long-xen
 	$(quiet)$(MAKE) --no-print-directory check-power-cut-without-flush
 	$(quiet)$(MAKE) --no-print-directory check-long-formats
+	$(quiet)$(MAKE) --no-print-directory sim
 
 # Random sequences, and sequences with the power cut at every moment: unit tests that play some of
 # them play so many (tests/sim/sequences.hh), with their files in memory. A sequence takes 20 to 50 ms
@@ -328,6 +329,12 @@ check-long-formats: $(sequence-tests)
 	$(quiet)folder=$$(mktemp -d -p /dev/shm cowd-XXXXXX); trap 'rm -rf "$$folder"' EXIT; \
 	  TMPDIR=$$folder COWD_SEQUENCES=$(SEQUENCES) COWD_CRASHES=$(CRASHES) \
 	  GTEST_FILTER='*.AnySequence*:*.SurvivesCrashes*' tests/run-unit $(^:%=%:14400)
+
+# Sessions of cowd on simulated machines that crash, for so long (tests/sim/session_world.hh).
+SECONDS ?= 3600
+SEED    ?= 1
+sim: $(B)/tests/unit/session-sim
+	$(quiet)$(B)/tests/unit/session-sim --seconds $(SECONDS) --seed $(SEED)
 
 list-tests:
 	@printf '%s\n' $(foreach t,$(UNIT_TESTS),unit:$(t)) $(foreach t,$(KERNEL_TESTS),kernel:$(t)) \
@@ -417,6 +424,6 @@ help:
 FORCE:
 .PHONY: all tests kmod sparse checkpatch check check-unit check-kernel \
   check-second-kernel check-newest-kernel check-matrix check-service check-xen check-debug-kernel check-power-cut check-xen-reboot \
-  check-power-cut-without-flush check-long check-long-formats check-long-xen demo \
+  check-power-cut-without-flush check-long check-long-formats check-long-xen sim demo \
   setup install install-user install-kmod install-dkms dist clean distclean \
   help list-tests FORCE $(kernel-releases:%=sparse-%)

@@ -4,7 +4,6 @@
 #include <linux/dm-userspace.h>
 #include <unistd.h>
 
-#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "build/config.h"
@@ -37,29 +36,6 @@ void set_level(const std::string& name) {
     throw Error(EINVAL,
                 text("There is no log level \"", name, "\": use debug, info, warning or error."));
   set_log_level(*level);
-}
-
-template <typename T>
-std::optional<T> bounded(std::optional<uint64_t> number, uint64_t most, const char* key) {
-  if (!number) return std::nullopt;
-  if (*number > most)
-    throw Error(EINVAL, text("\"", key, "\" of attach may be ", most, " at most."));
-  return static_cast<T>(*number);
-}
-
-void read_features(const nlohmann::json& object, AttachRequest& request) {
-  JsonArguments features(object, "the features of attach");
-  if (auto no_daemon = features.string("no_daemon")) {
-    if (*no_daemon != "queue" && *no_daemon != "fail")
-      throw Error(EINVAL,
-                  text("\"no_daemon\" has to be \"queue\" or \"fail\", not \"", *no_daemon, "\"."));
-    request.queue_if_no_daemon = *no_daemon == "queue";
-  }
-  request.no_daemon_seconds =
-      bounded<unsigned>(features.number("no_daemon_seconds"), 86400, "no_daemon_seconds");
-  request.max_extents = bounded<uint64_t>(features.number("max_extents"),
-                                          std::numeric_limits<uint32_t>::max(), "max_extents");
-  features.done();
 }
 
 Task<nlohmann::json> stats(DeviceManager& devices, std::optional<std::string> device) {
@@ -154,19 +130,6 @@ Task<nlohmann::json> run(DeviceManager& devices, XenLink& xen, const std::string
 }
 
 }  // namespace
-
-AttachRequest attach_request(JsonArguments& arguments) {
-  AttachRequest request;
-  request.spec = arguments.need_string("spec");
-  request.name = arguments.string("name").value_or("");
-  if (auto durability = arguments.string("durability"))
-    request.durability = durability_by_name(*durability);
-  request.read_only = arguments.flag("read_only", false);
-  if (const nlohmann::json* features = arguments.object("features"))
-    read_features(*features, request);
-  arguments.done();
-  return request;
-}
 
 ControlServer::Handler make_commands(DeviceManager& devices, XenLink& xen) {
   return [&devices, &xen](const std::string& command, JsonArguments& arguments,

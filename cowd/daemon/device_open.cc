@@ -77,18 +77,20 @@ Task<> Device::attach_steps(Undo& undo, const std::function<bool()>& wanted) {
     if (references) co_await blocking(&FileReferences::restore_lengths, references);
   });
   co_await open_backings(false);
+  // From the opening on the store is ours, and a cowd that dies then has to leave word of it.
+  undo.add("the note", [this]() -> Task<> {
+    environment_.run_dir->remove(name_);
+    co_return;
+  });
+  co_await write_entry();
   undo.add("the opening of the image", [this]() -> Task<> {
     if (image_) co_await close_image();
   });
   co_await open_image(false, FileReferences::Purpose::attach);
   require_wanted(name_, wanted);
-  undo.add("the note", [this]() -> Task<> {
-    environment_.run_dir->remove(name_);
-    co_return;
-  });
   const auto is_top = [this](const dm::Dest& dest) { return dest.dev == dm::dev_text(top_.dev); };
   entry_.top_mapped = std::ranges::any_of(dests(), is_top);
-  co_await write_entry();
+  if (entry_.top_mapped) co_await write_entry();
   co_await create_dm_device();
   undo.add("the dm device", [this]() -> Task<> {
     co_await remove_dm_device();

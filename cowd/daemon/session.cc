@@ -193,7 +193,8 @@ Task<> Session::serve(dmu_msg msg) {
   } catch (...) {
     error = std::current_exception();
   }
-  if (error) request_failed(msg, error);
+  // What fails because this session ends is the next one's: the kernel asks it again.
+  if (error && state_ != State::ending) request_failed(msg, error);
   --running_requests_;
   start_requests();
   changed_.notify();

@@ -51,7 +51,8 @@ Task<> Session::commit(CommitGroup::Round round) {
     failure = Error(EIO, text("The format of ", device_, " failed: ", error.what()));
   }
   sends_many_ = true;
-  bool wait = failure && commit_waits_for_space(*failure);
+  // What fails while this session ends waits for the next one, as the kernel asks it again.
+  bool wait = failure && (state_ == State::ending || commit_waits_for_space(*failure));
   commit_short_ = wait;
   if (failure && !wait) {
     commit_failed(*failure);
@@ -83,7 +84,6 @@ bool Session::commit_waits_for_space(const Error& error) {
   }
   ++count_.commit_failures;
   commit_held_ = true;
-  if (state_ == State::ending) return true;  // for the next session, then
   std::string destination = "its store";
   for (const Destination& each : image_.destinations())
     if (each.writable && each.disk) destination = each.disk->name();

@@ -6,7 +6,7 @@ FUZZ_CXX     ?= clang++
 FUZZ_SECONDS ?= 600
 
 fuzz-formats := raw dscow qcow qcow2 vhd vmdk
-fuzz-readers := spec named-disk vmdk-descriptor vhd-headers dscow-header qcow2-header
+fuzz-readers := spec named-disk config control vbd-names vmdk-descriptor vhd-headers dscow-header qcow2-header
 fuzzers      := $(fuzz-formats) $(fuzz-readers)
 
 # "function" makes relocations of coroutines that clang 14 itself cannot assemble.
@@ -18,10 +18,16 @@ fuzzed-sources := $(sort $(wildcard formats/*/*.cc) \
   $(addprefix cowd/core/,disk_options.cc errno_name.cc named_spec.cc semaphore.cc spec.cc toml.cc units.cc utf8.cc) \
   tests/sim/kernel_model.cc tests/sim/sim_disk.cc \
   $(addprefix tests/fuzz/,checksums.cc guest.cc input.cc memory_disk.cc neighbours.cc))
+# Of cowd itself, for those that read what clients, XenStore and its administrator say.
+fuzzed-daemon := $(addprefix cowd/core/,json.cc json_lines.cc) $(addprefix cowd/daemon/,attach_request.cc config.cc \
+  control_server.cc error_id.cc event_ring.cc journal_sink.cc log.cc vbd_node.cc)
+fuzz-daemons  := config control vbd-names
 fuzz-obj       = $(patsubst %.cc,$(B)/fuzz/obj/%.o,$(1))
 fuzzed-library := $(B)/fuzz/obj/libfuzzed.a
 fuzz-main      = $(call fuzz-obj,$(if $(filter $(1),$(fuzz-formats)),tests/fuzz/image.cc tests/fuzz/mutate.cc, \
                    tests/fuzz/$(subst -,_,$(1)).cc))
+
+$(call fuzz-obj,$(fuzzed-daemon) tests/fuzz/config.cc tests/fuzz/control.cc): fuzz-cxxflags += -Ikmod/include/uapi -Ilibdmu
 
 fuzz-compile = $(quiet)$(CCACHE) $(FUZZ_CXX) $(fuzz-cxxflags) $(1) -MMD -MP -c -o $@ $<
 
@@ -42,10 +48,11 @@ $(fuzzed-library): $(call fuzz-obj,$(fuzzed-sources))
 	$(quiet)rm -f $@ && ar rcs $@ $^
 
 define fuzzer
-$(B)/fuzz/$(1): $(call fuzz-main,$(1)) $(fuzzed-library)
+$(B)/fuzz/$(1): $(call fuzz-main,$(1)) $(if $(filter $(1),$(fuzz-daemons)),$(call fuzz-obj,$(fuzzed-daemon))) $(fuzzed-library)
 	$$(call say,LINK,$$@)
 	$$(quiet)$$(FUZZ_CXX) -fsanitize=fuzzer,$(fuzz-sanitize) -o $$@ $$^ \
-	  $(if $(filter $(1),$(fuzz-formats)),-Wl$$(comma)-u$$(comma)$(1)_format -Wl$$(comma)--defsym=fuzzed_format=$(1)_format) -lz -lzstd -lpthread
+	  $(if $(filter $(1),$(fuzz-formats)),-Wl$$(comma)-u$$(comma)$(1)_format -Wl$$(comma)--defsym=fuzzed_format=$(1)_format) \
+	  $(if $(filter $(1),$(fuzz-daemons)),-lboost_log -lboost_thread -lboost_system -lsystemd) -lz -lzstd -lpthread
 endef
 $(foreach f,$(fuzzers),$(eval $(call fuzzer,$(f))))
 
@@ -54,7 +61,7 @@ $(B)/fuzz/pack: $(B)/fuzz/obj/tests/fuzz/pack.o $(fuzzed-library)
 	$(call say,LINK,$@)
 	$(quiet)$(FUZZ_CXX) -fsanitize=fuzzer-no-link,$(fuzz-sanitize) -o $@ $^ -lz -lzstd -lpthread
 
--include $(patsubst %.o,%.d,$(call fuzz-obj,$(fuzzed-sources)) $(foreach f,$(fuzzers),$(call fuzz-main,$(f))) \
+-include $(patsubst %.o,%.d,$(call fuzz-obj,$(fuzzed-sources) $(fuzzed-daemon)) $(foreach f,$(fuzzers),$(call fuzz-main,$(f))) \
   $(B)/fuzz/obj/tests/fuzz/pack.o)
 
 fuzzers: $(fuzzers:%=$(B)/fuzz/%) $(B)/fuzz/pack

@@ -17,7 +17,6 @@ namespace {
 
 constexpr uint64_t kSector = 512;
 constexpr uint64_t kLeafGranules = 32768;
-constexpr int kForever = 200000;  // turns that nothing may wait for
 
 std::logic_error wrong(const std::string& what, Range range) {
   return std::logic_error(what + ": sectors " + std::to_string(range.sector) + " to " +
@@ -42,7 +41,8 @@ Extent part_of(const Extent& whole, uint64_t start, uint64_t end) {
 }
 
 uint32_t flags_of(const Extent& extent) {
-  return (extent.granule ? 1u : 0u) | (extent.sync ? 2u : 0u) | (extent.uncommitted ? 4u : 0u);
+  return (extent.granule ? 1u : 0u) | (extent.sync ? 2u : 0u) | (extent.uncommitted ? 4u : 0u) |
+         (extent.is_volatile ? 8u : 0u);
 }
 
 Range range_of(const Answer& answer) {
@@ -55,6 +55,7 @@ class Listed {
  public:
   Listed(std::list<T>& list, T value) : list_(list), at_(list.insert(list.end(), value)) {}
   ~Listed() { list_.erase(at_); }
+  T& value() const { return *at_; }
   Listed(const Listed&) = delete;
   Listed& operator=(const Listed&) = delete;
 
@@ -84,6 +85,7 @@ Task<> KernelModel::attach() {
 
 void KernelModel::open_done() {
   destinations_ = image_->destinations();
+  sectors_ = image_->sectors();
   for (Answer& answer : image_->initial())
     if (auto* extent = std::get_if<Extent>(&answer)) install(*extent, false, extent->range, false);
 }
@@ -104,7 +106,7 @@ Task<> KernelModel::reattach() {
 
 Task<> KernelModel::detach() {
   tell();
-  if (!uncommitted_.empty()) co_await commit(seq_, false);
+  if (last_seq() != 0) co_await commit(seq_, false);
   co_await image_->close();
   die();
 }
@@ -119,14 +121,6 @@ void KernelModel::die() {
 Task<> KernelModel::turn() {
   auto executor = co_await boost::asio::this_coro::executor;
   co_await boost::asio::post(executor, boost::asio::use_awaitable);
-}
-
-template <typename Done>
-Task<> KernelModel::until(Done done, const char* what) {
-  for (int turns = 0; !done(); turns++) {
-    if (turns > kForever) throw std::logic_error(std::string("waits for ever for ") + what);
-    co_await turn();
-  }
 }
 
 // --- what is kept -----------------------------------------------------------------------
@@ -182,21 +176,25 @@ void KernelModel::drop(Range range) {
 }
 
 Task<> KernelModel::invalidate(Range range) {
-  if (range.len == 0 || range.end() > image_->sectors())
+  if (range.len == 0 || range.end() > sectors_)
     throw wrong("an invalidation is not in the disk", range);
-  const Raised raised(invalidating_);
   drop(range);
+  co_await drained(range);
+}
+
+Task<> KernelModel::drained(Range range) {
+  const Raised raised(invalidating_);
   co_await turn();
-  auto drained = [&] {
-    return std::ranges::none_of(uses_, [&](const Use& use) { return overlap(use.range, range); });
+  auto unused = [&] {
+    return std::ranges::none_of(
+        uses_, [&](const Use& use) { return !use.parked && overlap(use.range, range); });
   };
-  co_await until(drained, "the I/O under a dropped extent");
+  co_await until(unused, "the I/O under a dropped extent");
   tell();
 }
 
 // --- faults -----------------------------------------------------------------------------
 
-// The extents of the answers are there when it returns, or the fault is to come again.
 Task<> KernelModel::ask(Range range, Access access) {
   faults_++;
   const uint64_t gen = gen_;
@@ -206,12 +204,16 @@ Task<> KernelModel::ask(Range range, Access access) {
   take(std::move(answers), range, access, gen);
 }
 
-Task<> KernelModel::ask_leaf(const KeptPtr& overlay, uint64_t sector) {
-  faults_++;
+Range KernelModel::leaf_of(const KeptPtr& overlay, uint64_t sector) {
   const uint64_t size = kLeafGranules * overlay->map.granule;
   const Range whole = overlay->map.range;
   const uint64_t start = whole.sector + (sector - whole.sector) / size * size;
-  const Range leaf{start, std::min(size, whole.end() - start)};
+  return {start, std::min(size, whole.end() - start)};
+}
+
+Task<> KernelModel::ask_leaf(KeptPtr overlay, uint64_t sector) {
+  faults_++;
+  const Range leaf = leaf_of(overlay, sector);
   const uint64_t gen = gen_;
   tell();
   std::vector<Answer> answers = co_await image_->resolve(leaf, Access::leaf);
@@ -276,7 +278,7 @@ void KernelModel::take(std::vector<Answer> answers, Range asked, Access access, 
 
 void KernelModel::check(const Extent& extent) const {
   const Range range = extent.range;
-  if (range.len == 0 || range.end() > image_->sectors() || range.end() < range.sector)
+  if (range.len == 0 || range.end() > sectors_ || range.end() < range.sector)
     throw wrong("an extent is not in the disk", range);
   // Nothing smaller than a block of any of them can be read or written.
   uint64_t block = 1;
@@ -429,12 +431,14 @@ void KernelModel::load_bits(const Bitmap& bitmap) {
 
 // --- promotions -------------------------------------------------------------------------
 
-void KernelModel::remember(const Extent& extent, Range range) {
+// The seq of what was promoted.
+uint64_t KernelModel::remember(const Extent& extent, Range range) {
   Promotion told;
   told.range = range;
   told.dest = extent.write.dest;
   told.dest_sector = ahead(extent.write, range.sector - extent.range.sector).sector;
-  told.seq = ++seq_;
+  told.seq = extent.is_volatile ? 0 : ++seq_;
+  remembered();
   if (!uncommitted_.empty()) {
     Uncommitted& last = uncommitted_.back();
     if (last.unread && !last.closed && last.flags == flags_of(extent) &&
@@ -442,10 +446,27 @@ void KernelModel::remember(const Extent& extent, Range range) {
         last.told.dest_sector + last.told.range.len == told.dest_sector) {
       last.told.range.len += range.len;
       last.told.seq = told.seq;
-      return;
+      return told.seq;
     }
   }
   uncommitted_.push_back({told, flags_of(extent), true, extent.sync});
+  return told.seq;
+}
+
+bool KernelModel::has_untold() const {
+  return std::ranges::any_of(uncommitted_, &Uncommitted::unread);
+}
+
+uint64_t KernelModel::last_seq() const {
+  uint64_t last = 0;
+  for (const Uncommitted& each : uncommitted_) last = std::max(last, each.told.seq);
+  return last;
+}
+
+void KernelModel::committed(uint64_t seq) {
+  std::erase_if(uncommitted_, [seq](const Uncommitted& each) {
+    return each.told.seq != 0 && each.told.seq <= seq;
+  });
 }
 
 void KernelModel::tell() {
@@ -468,7 +489,12 @@ Task<> KernelModel::commit(uint64_t seq, bool data_flushed) {
   }
   committing_ = false;
   if (failure) std::rethrow_exception(failure);
-  std::erase_if(uncommitted_, [seq](const Uncommitted& each) { return each.told.seq <= seq; });
+  committed(seq);
+}
+
+Task<> KernelModel::done(const Extent&, Range, uint64_t) {
+  tell();
+  co_await commit(seq_, false);
 }
 
 // --- I/O --------------------------------------------------------------------------------
@@ -563,15 +589,12 @@ Task<uint64_t> KernelModel::write_some(uint64_t sector, std::span<const std::byt
     co_return 0;
   }
   {
-    const Listed<Use> use(uses_, Use{{sector, count}, nullptr});
+    const Listed<Use> use(uses_, Use{{sector, count}});
     const uint64_t to = ahead(map.write, sector - map.range.sector).sector;
-    Disk& target = disk(map.write.dest);
-    co_await target.write_at(to * kSector, data.first(count * kSector));
+    const bool there = co_await put(use.value(), map.write.dest, to, data.first(count * kSector));
+    if (!there) co_return 0;
   }
-  if (map.sync && !is_overlay(map)) {
-    tell();
-    co_await commit(seq_, false);
-  }
+  if (map.sync && !is_overlay(map)) co_await done(map, {sector, count}, 0);
   co_return count;
 }
 
@@ -597,25 +620,25 @@ Task<uint64_t> KernelModel::promote(const KeptPtr& kept, uint64_t sector,
   }
   const Range range{start, (stop - first) * map.granule};
   const uint64_t count = std::min(wanted, range.end()) - sector;
+  uint64_t seq;
   {
     const Listed<Use> use(uses_, Use{range, kept});
-    co_await copy(map, {range.sector, sector - range.sector});
-    co_await copy(map, {sector + count, range.end() - sector - count});
+    const Range head{range.sector, sector - range.sector};
+    const Range tail{sector + count, range.end() - sector - count};
+    bool there = co_await copy(use.value(), map, head);
+    if (there) there = co_await copy(use.value(), map, tail);
     const uint64_t to = ahead(map.write, sector - map.range.sector).sector;
-    Disk& target = disk(map.write.dest);
-    co_await target.write_at(to * kSector, data.first(count * kSector));
+    if (there) there = co_await put(use.value(), map.write.dest, to, data.first(count * kSector));
+    if (!there) co_return 0;
     for (uint64_t i = first; i < stop; i++) kept->bits[i] = true;
-    remember(map, range);
+    seq = remember(map, range);
   }
-  if (map.sync) {
-    tell();
-    co_await commit(seq_, false);
-  }
+  if (map.sync) co_await done(map, range, seq);
   co_return count;
 }
 
-Task<> KernelModel::copy(const Extent& map, Range range) {
-  if (range.len == 0) co_return;
+Task<bool> KernelModel::copy(Use& use, const Extent& map, Range range) {
+  if (range.len == 0) co_return true;
   copied_ += range.len;
   Bytes bytes(range.len * kSector);
   if (map.read.kind == Side::Kind::disk) {
@@ -623,14 +646,20 @@ Task<> KernelModel::copy(const Extent& map, Range range) {
     const uint64_t from = ahead(map.read, range.sector - map.range.sector).sector;
     co_await source.read_at(from * kSector, bytes);
   }
-  Disk& target = disk(map.write.dest);
   const uint64_t to = ahead(map.write, range.sector - map.range.sector).sector;
-  co_await target.write_at(to * kSector, bytes);
+  const bool there = co_await put(use, map.write.dest, to, bytes);
+  co_return there;
+}
+
+Task<bool> KernelModel::put(Use&, uint32_t dest, uint64_t sector, std::span<const std::byte> data) {
+  Disk& target = disk(dest);
+  co_await target.write_at(sector * kSector, data);
+  co_return true;
 }
 
 Task<> KernelModel::flush() {
   for (const Uncommitted& each : uncommitted_) const_cast<Uncommitted&>(each).closed = true;
-  const uint64_t seq = uncommitted_.empty() ? 0 : uncommitted_.back().told.seq;
+  const uint64_t seq = last_seq();
   for (const Destination& each : destinations_)
     if (each.writable) co_await each.disk->flush();
   if (seq == 0) co_return;
@@ -640,7 +669,7 @@ Task<> KernelModel::flush() {
 
 Task<> KernelModel::timer() {
   tell();
-  if (!uncommitted_.empty()) co_await commit(seq_, false);
+  if (last_seq() != 0) co_await commit(seq_, false);
 }
 
 // Where no overlay serves it the image is asked; in an overlay nothing is done.
@@ -655,13 +684,17 @@ Task<> KernelModel::discard(Range range) {
     const uint64_t end =
         kept ? std::min(range.end(), kept->map.range.end()) : std::min(range.end(), next);
     const Range part{at, end - at};
-    tell();
-    const std::vector<Answer> answers = co_await image_->discard(part);
-    if (!answers.empty() && (!std::holds_alternative<Extent>(answers[0]) ||
-                             std::get<Extent>(answers[0]).write.kind == Side::Kind::none))
-      throw wrong("a discard is answered without a write side", part);
+    co_await ask_discard(part);
     at = end;
   }
+}
+
+Task<> KernelModel::ask_discard(Range range) {
+  tell();
+  const std::vector<Answer> answers = co_await image_->discard(range);
+  if (!answers.empty() && (!std::holds_alternative<Extent>(answers[0]) ||
+                           std::get<Extent>(answers[0]).write.kind == Side::Kind::none))
+    throw wrong("a discard is answered without a write side", range);
 }
 
 // Where the write side is known zeroes are written; else the image may do it.
@@ -678,16 +711,21 @@ Task<> KernelModel::zero(Range range) {
     }
     const uint64_t end = std::min(range.end(), kept ? kept->map.range.end() : next);
     const Range part{range.sector, end - range.sector};
-    const uint64_t gen = gen_;
-    tell();
-    const std::vector<Answer> answers = co_await image_->zero(part);
-    if (answers.empty()) {
-      drop(part);
-      range = {end, range.end() - end};
-      continue;
-    }
-    take(answers, part, Access::write, gen);
+    const bool zeroed = co_await ask_zero(part);
+    if (zeroed) range = {end, range.end() - end};
   }
+}
+
+Task<bool> KernelModel::ask_zero(Range range) {
+  const uint64_t gen = gen_;
+  tell();
+  const std::vector<Answer> answers = co_await image_->zero(range);
+  if (answers.empty()) {
+    drop(range);
+    co_return true;
+  }
+  take(answers, range, Access::write, gen);
+  co_return false;
 }
 
 // --- the guest --------------------------------------------------------------------------
@@ -738,6 +776,16 @@ bool Guest::fits(uint64_t sector, const std::vector<Version>& versions, size_t a
   }
 }
 
+std::string Guest::described(uint64_t sector, std::span<const std::byte> bytes) const {
+  const std::vector<Version>& known = versions(sector);
+  for (size_t at = known.size(); at-- > 0;)
+    if (std::ranges::equal(content(sector, known[at]), bytes))
+      return at == 0 ? "what was beneath" : "write " + std::to_string(known[at].number);
+  const bool empty =
+      std::ranges::all_of(bytes, [](std::byte each) { return each == std::byte{0}; });
+  return empty ? "zeroes" : "what nobody wrote there";
+}
+
 Task<> Guest::write(Range range) {
   const uint64_t number = next_;
   Bytes data;
@@ -777,7 +825,8 @@ Task<> Guest::verify(Range range) {
     const std::vector<Version>& known = versions(range.sector + i);
     const auto bytes = std::span<const std::byte>(all).subspan(i * kSector, kSector);
     if (!fits(range.sector + i, known, known.size() - 1, bytes))
-      throw wrong("the guest reads what it has not written, at the first of",
+      throw wrong("the guest reads " + described(range.sector + i, bytes) + ", not write " +
+                      std::to_string(known.back().number) + ", at the first of",
                   {range.sector + i, range.len - i});
   }
 }
@@ -795,7 +844,9 @@ Task<> Guest::verify_crash(KernelModel& found, uint64_t mark) const {
     bool fine = false;
     for (size_t at = oldest; at < known.size(); at++) fine |= fits(sector, known, at, bytes);
     if (!fine)
-      throw wrong("after the crash the guest reads what it has not written, at the first of",
+      throw wrong("after the crash the guest reads " + described(sector, bytes) +
+                      ", not one of writes " + std::to_string(known[oldest].number) + " to " +
+                      std::to_string(known.back().number) + ", at the first of",
                   {sector, sectors_ - sector});
   }
 }

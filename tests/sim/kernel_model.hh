@@ -13,6 +13,9 @@
 //
 // Several operations may run at once on one event loop, on sectors that they do not share.
 // Between operations the image may be destroyed; what was promoted is told to the next.
+//
+// Here the image is asked directly. What stands between it and the kernel in cowd, messages and a
+// session, is in session_kernel.hh, which puts its own in the place of what is virtual below.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +26,7 @@
 #include <optional>
 #include <set>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -38,6 +42,7 @@ class KernelModel {
   using Open = std::function<Task<std::unique_ptr<Image>>(bool reattach, Invalidate invalidate)>;
 
   explicit KernelModel(Open open, uint64_t seed = 1) : open_(std::move(open)), random_(seed) {}
+  virtual ~KernelModel() = default;
 
   Task<> attach();
   // The daemon died between two operations and is there again.
@@ -69,7 +74,7 @@ class KernelModel {
   // Whether Data must come in for reads; tests that must not inflate look at it.
   uint64_t data_answers() const { return data_answers_; }
 
- private:
+ protected:
   struct Kept {
     Extent map;
     bool bits_known = false;
@@ -80,6 +85,7 @@ class KernelModel {
   struct Use {
     Range range;
     KeptPtr promotes = nullptr;  // the overlay, of a first write
+    bool parked = false;         // it waits for the daemon, so nothing waits for it
   };
   struct Uncommitted {
     Promotion told;
@@ -88,12 +94,31 @@ class KernelModel {
     bool closed = false;
   };
 
-  Task<> turn();
+  // The extents of the answers are there when these return, or the fault is to come again.
+  virtual Task<> ask(Range range, Access access);
+  virtual Task<> ask_leaf(KeptPtr overlay, uint64_t sector);
+  virtual Task<> ask_discard(Range range);
+  // Whether the zeroes are there; if not, it is to be looked at again.
+  virtual Task<bool> ask_zero(Range range);
+  virtual void tell();
+  virtual Task<> commit(uint64_t seq, bool data_flushed);
+  // A write under a SYNC extent has ended; seq of its promotion, 0 if nothing was promoted.
+  virtual Task<> done(const Extent& map, Range range, uint64_t seq);
+  // Writes to a destination. False: the write has to look up its extents again.
+  virtual Task<bool> put(Use& use, uint32_t dest, uint64_t sector, std::span<const std::byte> data);
+  // Lets others go on.
+  virtual Task<> turn();
+
+  static constexpr int kForever = 200000;  // turns that nothing may wait for
   template <typename Done>
-  Task<> until(Done done, const char* what);
+  Task<> until(Done is_done, const char* what) {
+    for (int turns = 0; !is_done(); turns++) {
+      if (turns > kForever) throw std::logic_error(std::string("waits for ever for ") + what);
+      co_await turn();
+    }
+  }
   KeptPtr find(uint64_t sector, uint64_t* next);
-  Task<> ask(Range range, Access access);
-  Task<> ask_leaf(const KeptPtr& overlay, uint64_t sector);
+  static Range leaf_of(const KeptPtr& overlay, uint64_t sector);
   void take(std::vector<Answer> answers, Range asked, Access access, uint64_t gen);
   void install(Extent extent, bool answer, Range asked, bool stale);
   void fill(const Extent& extent);
@@ -102,13 +127,17 @@ class KernelModel {
   bool clip_to_hole(Extent& extent, uint64_t at);
   void load_bits(const Bitmap& bitmap);
   void check(const Extent& extent) const;
-  void remember(const Extent& extent, Range range);
-  void tell();
+  uint64_t remember(const Extent& extent, Range range);
+  virtual void remembered() {}
+  bool has_untold() const;
+  uint64_t last_seq() const;  // of what is to be committed; 0: nothing is
+  void committed(uint64_t seq);
   Task<uint64_t> write_some(uint64_t sector, std::span<const std::byte> data);
   Task<uint64_t> promote(const KeptPtr& kept, uint64_t sector, std::span<const std::byte> data);
-  Task<> copy(const Extent& map, Range range);
-  Task<> commit(uint64_t seq, bool data_flushed);
+  Task<bool> copy(Use& use, const Extent& map, Range range);
   Task<> invalidate(Range range);
+  // Nothing uses what was dropped any more, and what that promoted is told.
+  Task<> drained(Range range);
   void drop(Range range);
   void open_done();
   Disk& disk(uint32_t dest) const { return *destinations_.at(dest).disk; }
@@ -116,6 +145,7 @@ class KernelModel {
   Open open_;
   Random random_;
   std::unique_ptr<Image> image_;
+  uint64_t sectors_ = 0;
   std::vector<Destination> destinations_;
   std::map<uint64_t, KeptPtr> extents_;  // by first sector
   std::list<Use> uses_;
@@ -166,6 +196,7 @@ class Guest {
   bool fits(uint64_t sector, const std::vector<Version>& versions, size_t at,
             std::span<const std::byte> bytes) const;
   void set(Range range, What what);
+  std::string described(uint64_t sector, std::span<const std::byte> bytes) const;
   const std::vector<Version>& versions(uint64_t sector) const;
 
   KernelModel* kernel_;

@@ -22,3 +22,12 @@ $(1)_LDLIBS := $$(CORE_LDLIBS)
 build/tests/unit/$(1): $$(CORE_LIB) | $$(PLUGINS:%=build/plugins/%.so)
 endef
 $(foreach t,$(image-tests),$(eval $(call image-test,$(t))))
+
+# Sessions of cowd on a simulated machine: 60 s; make sim runs it for longer.
+UNIT_TESTS += session-sim
+session-sim_SRCS = tests/sim/session_sim.cc tests/sim/session_world.cc tests/sim/session_kernel.cc \
+  tests/sim/virtual_time.cc $(kernel-model) $(sim-sources)
+session-sim_USES := libdmu
+session-sim_LDLIBS := $(DAEMON_LDLIBS)
+session-sim_TIMEOUT := 300
+build/tests/unit/session-sim: $(DAEMON_LIB) $(CORE_LIB) | $(PLUGINS:%=build/plugins/%.so)

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <boost/asio/post.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/this_coro.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <cstring>
@@ -62,6 +63,41 @@ class SimDisk::Turn {
   SimDisk& disk_;
 };
 
+// From the begin of a write to its end. A device finishes what it was given, whoever asked.
+class SimDisk::Writing {
+ public:
+  Writing(SimDisk& disk, uint64_t offset, std::span<const std::byte> in)
+      : data(in.begin(), in.end()), disk_(disk), id_(disk.next_id_++), offset_(offset) {
+    disk_.log(Event::Kind::write_begins, id_, offset_, data);
+  }
+  ~Writing() {
+    if (!over_) end();
+  }
+  Writing(const Writing&) = delete;
+  Writing& operator=(const Writing&) = delete;
+
+  void end() {
+    over_ = true;
+    disk_.content_.write(offset_, data);
+    disk_.log(Event::Kind::write_ends, id_);
+  }
+  void end_in_parts() {
+    over_ = true;
+    disk_.write_parts(disk_.content_, offset_, data, disk_.random_);
+  }
+  void end_without_room() {
+    over_ = true;
+    disk_.log(Event::Kind::write_is_void, id_);
+  }
+
+  const Bytes data;
+
+ private:
+  SimDisk& disk_;
+  const uint64_t id_, offset_;
+  bool over_ = false;
+};
+
 SimDisk::SimDisk(std::string name, uint64_t size, uint32_t block_size, bool garbage)
     : name_(std::move(name)),
       size_(size),
@@ -74,6 +110,10 @@ Task<> SimDisk::hop() {
   for (uint64_t i = 0; i < turns; i++) {
     auto executor = co_await boost::asio::this_coro::executor;
     co_await boost::asio::post(executor, boost::asio::use_awaitable);
+  }
+  while (std::chrono::steady_clock::now() < stalled_until_) {
+    boost::asio::steady_timer timer(co_await boost::asio::this_coro::executor, stalled_until_);
+    co_await timer.async_wait(boost::asio::use_awaitable);
   }
 }
 
@@ -96,20 +136,22 @@ Task<> SimDisk::write_at(uint64_t offset, std::span<const std::byte> in) {
   if (read_only_) throw Error(EROFS, name_ + " is read-only.");
   counts_.writes++;
   counts_.bytes_written += in.size();
-  const uint64_t id = next_id_++;
   const bool fails = fails_now(kWrite);
-  const Bytes data(in.begin(), in.end());
-  log(Event::Kind::write_begins, id, offset, data);
+  const bool full = full_;
+  Writing writing(*this, offset, in);
   const bool early = chance();
-  if (early) write_parts(content_, offset, data, random_);
+  if (early && !full) write_parts(content_, offset, writing.data, random_);
   co_await hop();
-  if (!std::equal(data.begin(), data.end(), in.begin())) buffer_changed_ = true;
+  if (!std::equal(writing.data.begin(), writing.data.end(), in.begin())) buffer_changed_ = true;
+  if (full) {
+    writing.end_without_room();
+    throw Error(ENOSPC, name_ + ": no room, as the test wants it.");
+  }
   if (fails) {
-    write_parts(content_, offset, data, random_);
+    writing.end_in_parts();
     throw Error(fail_error_, name_ + ": writing failed, as the test wants it.");
   }
-  content_.write(offset, data);
-  log(Event::Kind::write_ends, id);
+  writing.end();
 }
 
 Task<> SimDisk::flush() {
@@ -191,7 +233,7 @@ void SimDisk::write_parts(Content& content, uint64_t offset, std::span<const std
 std::vector<SimDisk::Fate> SimDisk::fates(size_t at) const {
   std::vector<Fate> writes;
   std::unordered_map<uint64_t, size_t> begun;                 // by id
-  std::vector<size_t> ended;                                  // before no flush has begun
+  std::vector<size_t> ended;                                  // and not certain yet
   std::unordered_map<uint64_t, std::vector<size_t>> covered;  // by the flush that has
   for (size_t i = 0; i < at; i++) {
     const Event& event = log_[i];
@@ -206,9 +248,15 @@ std::vector<SimDisk::Fate> SimDisk::fates(size_t at) const {
           ended.push_back(found->second);
         }
         break;
-      case Event::Kind::flush_begins: covered[event.id] = std::exchange(ended, {}); break;
+      case Event::Kind::write_is_void:
+        if (const auto found = begun.find(event.id); found != begun.end())
+          writes[found->second].is_void = true;
+        break;
+      // It may never end, so that the next one has to cover them too.
+      case Event::Kind::flush_begins: covered[event.id] = ended; break;
       case Event::Kind::flush_ends:
         for (const size_t each : covered[event.id]) writes[each].certain |= !writes[each].doomed;
+        std::erase_if(ended, [&](size_t each) { return writes[each].certain; });
         break;
       case Event::Kind::flush_fails:
         for (Fate& write : writes) write.doomed |= write.ended;
@@ -224,6 +272,7 @@ std::shared_ptr<SimDisk> SimDisk::crash(size_t at, Survives survives, Random& ra
   auto after = copy();
   after->content_ = recorded_;
   for (const Fate& write : fates(at)) {
+    if (write.is_void) continue;
     const uint64_t chance =
         survives == Survives::anything ? random() % 3 : survives == Survives::everything;
     if (write.certain || chance == 1)

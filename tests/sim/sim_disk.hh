@@ -5,7 +5,9 @@
 //   - a write is visible from some moment between its begin and its end;
 //   - operations end late and in any order, so coroutines interleave (delay());
 //   - the n-th operation fails, a failed write having written anything between
-//     nothing and all (fail());
+//     nothing and all (fail()); all stand still for a while (stall()); writes find no
+//     room (set_full());
+//   - a write whose coroutine is destroyed, as its program is killed, is done by then;
 //   - record() keeps a log of begins and ends, from which crash() makes the
 //     disk as it may be found after a power cut at any point of the log.
 //
@@ -16,6 +18,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -50,7 +53,15 @@ class Content {
 };
 
 struct Event {
-  enum class Kind { write_begins, write_ends, flush_begins, flush_ends, flush_fails, mark } kind;
+  enum class Kind {
+    write_begins,
+    write_ends,
+    write_is_void,
+    flush_begins,
+    flush_ends,
+    flush_fails,
+    mark
+  } kind;
   uint64_t id = 0;  // of the operation; of a mark: what the test gave
   uint64_t offset = 0;
   Bytes data;
@@ -86,6 +97,9 @@ class SimDisk : public Disk {
   // The nth (from 1) operation of the kinds in `ops` from now on fails.
   void fail(uint64_t nth, int error, unsigned ops = kAny);
   bool has_failed() const { return failed_; }
+  // No operation ends before.
+  void stall(std::chrono::steady_clock::time_point until) { stalled_until_ = until; }
+  void set_full(bool value) { full_ = value; }
   void set_read_only(bool value) { read_only_ = value; }
   void set_size(uint64_t size) { size_ = size; }
 
@@ -113,12 +127,14 @@ class SimDisk : public Disk {
 
  private:
   class Turn;
+  class Writing;
   // Of a write in the log.
   struct Fate {
     const Event* event;
     bool ended = false;
     bool certain = false;
-    bool doomed = false;  // a flush after it has failed
+    bool is_void = false;  // there was no room for it
+    bool doomed = false;   // a flush after it has failed
   };
   std::vector<Fate> fates(size_t at) const;
   Task<> hop();
@@ -144,6 +160,8 @@ class SimDisk : public Disk {
   int fail_error_ = 0;
   unsigned fail_ops_ = 0;
   bool failed_ = false;
+  std::chrono::steady_clock::time_point stalled_until_{};
+  bool full_ = false;
   uint64_t next_id_ = 1;
   Counts counts_;
   uint64_t under_way_ = 0;

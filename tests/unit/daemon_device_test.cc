@@ -309,6 +309,32 @@ TEST_F(DeviceTest, AStoreThatCouldNotBeServedIsReleasedWithItsDevice) {
   EXPECT_EQ(state("disk"), "active");
 }
 
+// Killed when the store is ours already, and before there is a device: nobody could attach it again.
+TEST_F(DeviceTest, AStoreIsReleasedThoughCowdWasKilledBeforeItsDeviceWasThere) {
+  const std::string spec = store("cow");
+  const std::string then = dir + "-then";
+  AttachRequest request;
+  request.name = "disk";
+  request.spec = spec;
+  request.wanted = [this, then] {  // asked when the image is open
+    if (!fs::exists(then)) fs::copy(dir, then, fs::copy_options::recursive);
+    return true;
+  };
+  run(cowd->devices.attach(std::move(request)));
+  cowd.reset();
+  fake_dm::clear();
+  for (const char* part : {"/cow", "/run"}) {
+    fs::remove_all(dir + part);
+    fs::copy(then + part, dir + part, fs::copy_options::recursive);
+  }
+  fs::remove_all(then);
+  start();
+  run(cowd->devices.reattach_all());
+  EXPECT_TRUE(until([&] { return fs::is_empty(dir + "/run/devices.d"); }));
+  attach("disk", spec);
+  EXPECT_EQ(state("disk"), "active");
+}
+
 TEST_F(DeviceTest, ASuspendedGuestsDiskIsKeptUntilItIsServed) {
   const std::string spec = store("cow");
   attach("disk", spec, Durability::transient);

@@ -91,11 +91,15 @@ class FakeImage : public Image {
   void promoted(const Promotion& promotion) override { told.push_back(promotion); }
   Task<> commit(uint64_t seq, bool data_flushed) override {
     commits.push_back({seq, data_flushed});
+    if (invalidate) co_await invalidate({0, 8});
     while (held) co_await gate.wait();
     if (broken) throw Error(EIO, "The disk is broken.");
     if (full) throw Error(ENOSPC, "The disk is full.");
   }
-  Task<std::vector<Answer>> discard(Range) override { co_return std::vector<Answer>{}; }
+  Task<std::vector<Answer>> discard(Range range) override {
+    if (invalidate) co_await invalidate(range);
+    co_return std::vector<Answer>{};
+  }
   Task<std::vector<Answer>> zero(Range range) override {
     co_return std::vector<Answer>{extent(range)};
   }
@@ -118,6 +122,7 @@ class FakeImage : public Image {
 
   SignalEvent gate;
   bool held = false, broken = false, full = false, has_initial = false, forgets = false;
+  std::function<Task<>(Range)> invalidate;  // on the way of a discard or a commit
   uint64_t slow_sector = ~0ULL, bad_sector = ~0ULL;
   std::vector<Promotion> told;
   std::vector<std::pair<uint64_t, bool>> commits;
@@ -566,6 +571,46 @@ TEST_F(SessionTest, StopCommitsAndEnds) {
   EXPECT_EQ(end, Session::End::stopped);
   ASSERT_EQ(sent(DMU_MSG_COMMITTED).size(), 1U);
   EXPECT_EQ(sent(DMU_MSG_COMMITTED)[0].seq, 4U);
+}
+
+// What a stop cuts short is asked of the next one; the guest must not see it fail.
+TEST_F(SessionTest, AStopFailsNothingThatWaitsForTheKernel) {
+  start();
+  image.invalidate = [this](Range range) { return session->invalidate(range); };
+  dmu_msg discard = dmu_msg_make(DMU_MSG_DISCARD, 1);
+  discard.len = 8;
+  wire.say(discard);
+  settle();
+  EXPECT_EQ(sent(DMU_MSG_INVALIDATE).size(), 1U);
+  std::optional<bool> well;
+  spawn(session->stop(), well);
+  settle();
+  EXPECT_EQ(end, Session::End::stopped);
+  EXPECT_TRUE(sent(DMU_MSG_FAIL).empty());
+  EXPECT_TRUE(sent(DMU_MSG_ACK).empty());
+  EXPECT_TRUE(events.empty());
+}
+
+TEST_F(SessionTest, AStopFailsNoFlushOfWhichItCutsTheCommitShort) {
+  image.held = true;
+  start();
+  wire.say(with_seq(DMU_MSG_PROMOTED, 0, 3));
+  std::optional<bool> well;
+  spawn(session->stop(), well);
+  settle();
+  ASSERT_EQ(image.commits.size(), 1U);
+  // Its commit begins when that of the stop has ended.
+  wire.say(with_seq(DMU_MSG_PROMOTED, 0, 4));
+  wire.say(with_seq(DMU_MSG_FLUSH, 1, 4));
+  settle();
+  image.invalidate = [this](Range range) { return session->invalidate(range); };
+  image.release();
+  settle();
+  EXPECT_EQ(image.commits.size(), 2U);
+  EXPECT_EQ(end, Session::End::stopped);
+  EXPECT_TRUE(sent(DMU_MSG_FAIL).empty());
+  EXPECT_TRUE(sent(DMU_MSG_ACK).empty());
+  EXPECT_TRUE(events.empty());
 }
 
 TEST_F(SessionTest, ADeviceThatGoesEndsTheSessionWhenItsRequestsHaveEnded) {

@@ -100,6 +100,53 @@ TEST(Sim, AFailedFlushMayLoseWhatALaterOneSeemsToSave) {
   EXPECT_EQ(disk.peek(0, 512), filled(512, 1));
 }
 
+// Begins what a program is killed in.
+void begin_and_kill(Task<> task) {
+  boost::asio::io_context loop(1);
+  boost::asio::co_spawn(loop, std::move(task), [](std::exception_ptr) {});
+  loop.poll_one();
+}
+
+TEST(Sim, WhatAKilledProgramWasWritingIsWritten) {
+  SimDisk disk("disk", kMiB, 512, false);
+  disk.record();
+  disk.delay(1, 1000);
+  begin_and_kill(write(disk, 0, filled(1024, 1)));
+  EXPECT_EQ(disk.peek(0, 1024), filled(1024, 1));
+  disk.delay(1, 0);
+  run(disk.flush());
+  Random random(1);
+  EXPECT_EQ(disk.crash(disk.log().size(), Survives::nothing, random)->peek(0, 1024),
+            filled(1024, 1));
+}
+
+TEST(Sim, AFlushThatNobodyWaitsForKeepsTheNextFromNothing) {
+  SimDisk disk("disk", kMiB, 512, false);
+  disk.record();
+  run(write(disk, 0, filled(512, 1)));
+  disk.delay(1, 1000);
+  begin_and_kill(disk.flush());
+  EXPECT_EQ(disk.log().back().kind, Event::Kind::flush_begins);
+  disk.delay(1, 0);
+  run(disk.flush());
+  Random random(1);
+  EXPECT_EQ(disk.crash(disk.log().size(), Survives::nothing, random)->peek(0, 512), filled(512, 1));
+}
+
+TEST(Sim, AFullDiskTakesNothing) {
+  SimDisk disk("disk", kMiB, 512, false);
+  disk.record();
+  disk.set_full(true);
+  EXPECT_EQ(failure_of(write(disk, 0, filled(512, 1))).first, ENOSPC);
+  EXPECT_EQ(disk.peek(0, 512), filled(512, 0));
+  Random random(1);
+  EXPECT_EQ(disk.crash(disk.log().size(), Survives::everything, random)->peek(0, 512),
+            filled(512, 0));
+  disk.set_full(false);
+  run(write(disk, 0, filled(512, 1)));
+  EXPECT_EQ(disk.peek(0, 512), filled(512, 1));
+}
+
 TEST(Sim, TheNthOperationFails) {
   SimDisk disk("disk", kMiB);
   disk.fail(2, ENOSPC, SimDisk::kWrite);
