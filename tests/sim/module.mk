@@ -23,6 +23,8 @@ build/tests/unit/$(1): $$(CORE_LIB) | $$(PLUGINS:%=build/plugins/%.so)
 endef
 $(foreach t,$(image-tests),$(eval $(call image-test,$(t))))
 
+INSTALL_DOCS += docs/reliability.md docs/security.md
+
 # Sessions of cowd on a simulated machine: 60 s; make sim runs it for longer.
 UNIT_TESTS += session-sim
 session-sim_SRCS = tests/sim/session_sim.cc tests/sim/session_world.cc tests/sim/session_kernel.cc \

@@ -96,6 +96,7 @@ class SessionWorld::Cowd : public SessionObserver {
   End end() const { return end_; }
   const std::string& why() const { return why_; }
   bool replayed_once() const { return active_; }
+  bool serves() const { return active_ && !stopping_; }
 
   void stop() {
     if (!session_ || stopping_) return;
@@ -550,7 +551,8 @@ void SessionWorld::detach() {
     disk->stall({});
   }
   spawn(insist([this]() -> Task<> { co_await guest_->verify(); }));
-  go_on([this] { return processors_ == 0 && cowd_ && cowd_->replayed_once(); }, false);
+  // One that was asked to stop takes no more requests: the next one does it.
+  go_on([this] { return processors_ == 0 && cowd_ && cowd_->serves(); }, false);
   faulty_ = false;
   cowd_->detach();
   go_on([this] { return cowd_->end() == Cowd::End::gone; }, false);
