@@ -310,10 +310,10 @@ leftovers() {
 
 # same_leftovers NAME BEFORE [WORDS]: a case; BEFORE is what leftovers said then.
 # Lines with WORDS are no matter.  What goes at a disk's last close may take its
-# time (lvremove), 15 s at most.  Not all that goes makes an event, and to listen
+# time (lvremove, and once more 5 s later where udev looks at the volume), 40 s at most.  Not all that goes makes an event, and to listen
 # for events is to be one connection of cowd's more.
 same_leftovers() {
-	local difference began=$EPOCHREALTIME end=$((SECONDS + 15))
+	local difference began=$EPOCHREALTIME end=$((SECONDS + 40))
 	until difference=$(differ "$2" "${3:-nothing is of no matter}"); do
 		((SECONDS < end)) || break
 		sleep 0.5
