@@ -90,7 +90,7 @@ Task<> Device::attach_steps(Undo& undo, const std::function<bool()>& wanted) {
   require_wanted(name_, wanted);
   const auto is_top = [this](const dm::Dest& dest) { return dest.dev == dm::dev_text(top_.dev); };
   entry_.top_mapped = std::ranges::any_of(dests(), is_top);
-  if (entry_.top_mapped) co_await write_entry();
+  co_await write_entry();
   co_await create_dm_device();
   undo.add("the dm device", [this]() -> Task<> {
     co_await remove_dm_device();
