@@ -5,6 +5,7 @@
 #include <boost/asio/async_result.hpp>
 #include <boost/asio/dispatch.hpp>
 #include <boost/asio/executor_work_guard.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <utility>
 
@@ -29,12 +30,16 @@ struct Waiting : IoOp {
   // The guard goes with the handler: the io_context may end as soon as that has run.
   void complete(int64_t result) override {
     const auto executor = work.get_executor();
+    const bool later = failed_to_begin;
     auto resume = [waiter = std::move(handler), guard = std::move(work), result]() mutable {
       std::move(waiter)(result);
     };
     delete this;
     // At once, if this thread may: a post would have the reactor look at everything before.
-    asio::dispatch(executor, std::move(resume));
+    if (later)
+      asio::post(executor, std::move(resume));
+    else
+      asio::dispatch(executor, std::move(resume));
   }
 
   Handler handler;

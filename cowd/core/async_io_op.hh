@@ -19,7 +19,8 @@ struct IoOp {
   uint64_t offset = 0;
   void* buffer = nullptr;
   uint32_t len = 0;
-  unsigned retries = 0;  // the engine's own
+  unsigned retries = 0;          // the engine's own
+  bool failed_to_begin = false;  // set by begin(): who waits does not do so yet
 
   virtual ~IoOp() = default;
   // Resumes who waits, on its own executor, and deletes this. Bytes or a negative errno.

@@ -113,6 +113,7 @@ class ThreadIo : public AsyncIo {
       if (at == crew_->queue.end()) return;
       crew_->queue.erase(at);
     }
+    op->failed_to_begin = true;
     op->complete(-EAGAIN);
   }
 
