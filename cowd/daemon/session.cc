@@ -234,7 +234,10 @@ void Session::request_failed(const dmu_msg& msg, const std::exception_ptr& error
   } catch (const std::exception& e) {
     why = e.what();
   }
-  report("io-error", text(describe(msg), " on ", device_, " failed. ", why), image_errors_);
+  // The bits of an overlay that was taken back meanwhile: nobody waits for them any more.
+  const bool stale = code == ESTALE && msg.gen < gen_;
+  if (!stale)
+    report("io-error", text(describe(msg), " on ", device_, " failed. ", why), image_errors_);
   send(dmu_msg_fail(msg.id, code));
 }
 

@@ -75,11 +75,12 @@ void Qcow2Image::append(std::vector<Answer>& answers, const Piece& piece) const 
   if (!piece.run->copied) answers.emplace_back(bitmap_of(*piece.run));
 }
 
-// Of an overlay that is being taken back the answer comes too late, and the kernel asks anew.
+// Of an overlay that is being taken back, or was as this cowd began, the answer comes too late, and
+// the kernel asks anew.
 Task<std::vector<Answer>> Qcow2Image::leaf(Range range) {
   const RunPtr run = run_at(granule_of(range.sector));
   if (!run || run->copied || !(sectors_of(*run) == range))
-    throw Error(EINVAL, request_.top->name() +
+    throw Error(ESTALE, request_.top->name() +
                             ": the kernel asks for the bits of an overlay that it has not from "
                             "here: a defect of cowd or of dm-userspace.");
   std::vector<Answer> answers;

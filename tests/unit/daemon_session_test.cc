@@ -86,6 +86,7 @@ class FakeImage : public Image {
     if (range.sector == slow_sector)
       while (held) co_await gate.wait();
     if (range.sector == bad_sector) throw Error(ENODATA, "This block is lost.");
+    if (range.sector == stale_sector) throw Error(ESTALE, "This overlay is unknown.");
     co_return std::vector<Answer>{extent(range)};
   }
   void promoted(const Promotion& promotion) override { told.push_back(promotion); }
@@ -123,7 +124,7 @@ class FakeImage : public Image {
   SignalEvent gate;
   bool held = false, broken = false, full = false, has_initial = false, forgets = false;
   std::function<Task<>(Range)> invalidate;  // on the way of a discard or a commit
-  uint64_t slow_sector = ~0ULL, bad_sector = ~0ULL;
+  uint64_t slow_sector = ~0ULL, bad_sector = ~0ULL, stale_sector = ~0ULL;
   std::vector<Promotion> told;
   std::vector<std::pair<uint64_t, bool>> commits;
 };
@@ -362,6 +363,26 @@ TEST_F(SessionTest, LateAnswersAreNormal) {
   EXPECT_TRUE(events.empty());
   EXPECT_TRUE(sent(DMU_MSG_FAIL).empty());
   EXPECT_EQ(session->stats()["late_answers"], 1);
+}
+
+TEST_F(SessionTest, BitsOfAnOverlayThatWasTakenBackAreNoError) {
+  wire.verdict = [](const dmu_msg& msg) { return msg.id == 1 ? ENOENT : 0; };
+  image.stale_sector = 8;
+  start();
+  dmu_msg taken_back = fault(1, 8), taken_back_later = fault(2, 16);
+  taken_back.gen = 1;
+  taken_back_later.gen = 2;
+  wire.say(taken_back);
+  wire.say(taken_back_later);
+  settle();
+  EXPECT_TRUE(events.empty());
+  EXPECT_EQ(session->stats()["late_answers"], 1);
+  taken_back.id = 3;
+  taken_back.gen = 2;  // nothing was taken back since: a defect
+  wire.say(taken_back);
+  settle();
+  EXPECT_EQ(ids(DMU_MSG_FAIL), (Ids{1, 3}));
+  EXPECT_EQ(events, std::vector<std::string>{"io-error"});
 }
 
 TEST_F(SessionTest, AnAnswerWithoutMemoryIsSentAgain) {
