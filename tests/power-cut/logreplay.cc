@@ -7,16 +7,23 @@
 //   logreplay replay LOG DISK MARK K SEED all writes up to the K-th flush after MARK and,
 //                                         as a seed decides, about half of those between
 //                                         it and the next one
+//   logreplay points LOG COUNT SEED       COUNT entries after the mark "acked-0", half of them
+//                                         marks "acked-N", the others any; each with the last N
+//   logreplay point LOG DISK ENTRY SEED   what is certain at that entry and, as a seed decides,
+//                                         about half of what is not
 //
 // The log is that of dm-log-writes, which QEMU's driver blklogwrites makes too: 64-bit
 // little-endian fields, see Documentation/admin-guide/device-mapper/log-writes.rst and
-// drivers/md/dm-log-writes.c in Linux. A write is logged when it is sent, a flush likewise:
-// what was complete before a flush was sent stands before it. Discards are passed over: a
+// drivers/md/dm-log-writes.c in Linux. QEMU logs a write when it is sent, a flush likewise:
+// what was complete before a flush was sent stands before it. The kernel logs a write when it has
+// ended and a flush after it was sent has ended too, one with FUA when it has ended; and it has
+// marks, whose words stand in the entry's own sector. Discards are passed over: a
 // disk may keep what was there. DISK is to be as the logged one was at first (all zeroes).
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <cstdio>
@@ -24,12 +31,13 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace {
 
 constexpr uint64_t kMagic = 0x6a736677736872;
-constexpr uint64_t kFlush = 1, kDiscard = 4;
+constexpr uint64_t kFlush = 1, kFua = 2, kDiscard = 4, kMark = 8;
 
 struct Super {
   uint64_t magic, version, entries;
@@ -92,6 +100,12 @@ class Log {
   bool next(Entry& entry, std::vector<char>& data) {
     if (seen_++ == super_.entries || !file_.read(&entry, sizeof entry, at_)) return false;
     if (!entry.sectors && !entry.flags) return false;
+    if (entry.flags & kMark) {
+      data.resize(std::min<uint64_t>(entry.data_length, super_.sector_size - sizeof entry));
+      file_.read(data.data(), data.size(), at_ + sizeof entry);
+      at_ += super_.sector_size;
+      return true;
+    }
     at_ += super_.sector_size;
     data.resize(entry.flags & kDiscard ? 0 : entry.sectors * super_.sector_size);
     const bool whole = file_.read(data.data(), data.size(), at_);
@@ -149,6 +163,69 @@ void replay(const std::string& path, const std::string& disk, const std::string&
   printf("%lu of %lu later writes\n", kept, later);
 }
 
+std::string words_of(const Entry& entry, const std::vector<char>& data) {
+  if (!(entry.flags & kMark)) return "";
+  return std::string(data.data(), strnlen(data.data(), data.size()));
+}
+
+constexpr std::string_view kAcked = "acked-";
+
+void points(const std::string& path, uint64_t count, uint64_t seed) {
+  Log log(path);
+  Entry entry;
+  std::vector<char> data;
+  struct Point {
+    uint64_t entry;
+    std::string acked;
+  };
+  std::vector<Point> marks, others;
+  std::string acked;
+  for (uint64_t number = 0; log.next(entry, data); number++) {
+    const std::string words = words_of(entry, data);
+    const bool is_mark = words.compare(0, kAcked.size(), kAcked) == 0;
+    if (is_mark) acked = words.substr(kAcked.size());
+    if (!acked.empty()) (is_mark ? marks : others).push_back({number, acked});
+  }
+  if (marks.size() < 2) fail("nothing is acknowledged in " + path);
+  std::mt19937_64 random(seed);
+  for (uint64_t i = 0; i < count; i++) {
+    // The marks evenly, so that each part of the log has some.
+    const Point& point = i % 2 ? others[random() % others.size()]
+                               : marks[(marks.size() - 1) * (i + 1) / count];
+    printf("%lu %s\n", point.entry, point.acked.c_str());
+  }
+}
+
+void point(const std::string& path, const std::string& disk, uint64_t last, uint64_t seed) {
+  uint64_t flush = 0;  // the last one
+  {
+    Log log(path);
+    Entry entry;
+    std::vector<char> data;
+    for (uint64_t number = 0; number <= last && log.next(entry, data); number++)
+      if (entry.flags & kFlush) flush = number;
+  }
+  Log log(path);
+  Fd to(disk, O_WRONLY);
+  std::mt19937_64 random(seed);
+  Entry entry;
+  std::vector<char> data;
+  uint64_t later = 0, kept = 0;
+  for (uint64_t number = 0; log.next(entry, data); number++) {
+    // What a later flush made certain may be there before it, if it was sent before it.
+    if (number > last && (entry.flags & kFlush)) break;
+    if (data.empty() || entry.flags & kMark) continue;
+    const bool certain = number < flush || (number <= last && entry.flags & kFua);
+    if (!certain && entry.flags & kFua) continue;
+    if (!certain) later++;
+    if (!certain && random() % 2) continue;
+    if (!certain) kept++;
+    to.write(data.data(), data.size(), entry.sector * log.sector_size());
+  }
+  to.sync();
+  printf("%lu of %lu later writes\n", kept, later);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -158,8 +235,13 @@ int main(int argc, char** argv) {
       flushes(words[1], words[2], words[3]);
     } else if (words.size() == 6 && words[0] == "replay") {
       replay(words[1], words[2], words[3], std::stoull(words[4]), std::stoull(words[5]));
+    } else if (words.size() == 4 && words[0] == "points") {
+      points(words[1], std::stoull(words[2]), std::stoull(words[3]));
+    } else if (words.size() == 5 && words[0] == "point") {
+      point(words[1], words[2], std::stoull(words[3]), std::stoull(words[4]));
     } else {
-      fail("flushes LOG MARK WORDS, or replay LOG DISK MARK K SEED");
+      fail("flushes LOG MARK WORDS, replay LOG DISK MARK K SEED, points LOG COUNT SEED or "
+           "point LOG DISK ENTRY SEED");
     }
     return 0;
   } catch (const std::exception& error) {

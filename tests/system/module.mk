@@ -35,5 +35,6 @@ no-space.sh_TIMEOUT := 900
 backing-iscsi.sh_TIMEOUT := 600
 nbd-tls.sh_TIMEOUT := 300
 formats.sh_TIMEOUT := 600
+poison.sh_TIMEOUT := 400
 sequences.sh_TIMEOUT := 400
 many-sequences.sh_TIMEOUT := 3600
