@@ -210,6 +210,9 @@ class Image {
   // Of a transient image: all that was promoted becomes durable, and the image is a
   // persistent one from here on, to be opened as such. Others just commit.
   virtual Task<> preserve() = 0;
+  // After a commit, before another cowd goes on with the device: what spares that one work. More
+  // may come afterwards.
+  virtual Task<> pause() { co_return; }
   // Clean end, after a last commit: marks the image clean, gives up ownership.
   virtual Task<> close() = 0;
   // For `cowctl info` and `cowctl stats`: a JSON object.

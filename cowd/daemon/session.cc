@@ -262,6 +262,7 @@ Task<> Session::stop() {
   if (committed) {
     try {
       co_await commit_all();
+      co_await image_.pause();
     } catch (const Error&) {
       // commit_failed() has said it; the kernel tells the next daemon again.
     }

@@ -345,8 +345,13 @@ Task<std::vector<MapEntry>> Qcow2Image::map(Range range) {
   co_return entries;
 }
 
-Task<> Qcow2Image::preserve() {
-  if (!request_.read_only) co_await commit(UINT64_MAX, false);
+Task<> Qcow2Image::preserve() { co_await pause(); }
+
+Task<> Qcow2Image::pause() {
+  if (request_.read_only) co_return;
+  const AsyncSemaphore::Hold hold = co_await commit_.acquire();
+  co_await commit_locked(UINT64_MAX, false);
+  co_await refcounts_->settle();
 }
 
 Task<> Qcow2Image::close() {
@@ -356,7 +361,7 @@ Task<> Qcow2Image::close() {
     oldest_.clear();
     unused_ = 0;
     co_await lower();
-    co_await request_.top->flush();
+    co_await refcounts_->settle();
     used_ = co_await refcounts_->used_end();
   }
   if (beneath_) co_await beneath_->close();
@@ -371,6 +376,7 @@ nlohmann::json Qcow2Image::stats() const {
                       {"commits", commits_},
                       {"read_only", request_.read_only}};
   if (refcounts_) json["claimed"] = refcounts_->claimed();
+  if (refcounts_) json["owed"] = refcounts_->owed();
   return json;
 }
 

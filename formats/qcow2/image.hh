@@ -21,7 +21,8 @@
 //
 // Memory: pages.hh has the cache's bound; the L1 table (at most 32 MiB); 100 bytes a run, of
 // which kMaxRuns are kept before old ones are taken back; 80 bytes a promoted granule, whose number
-// the kernel bounds; 80 bytes a discarded cluster, of which discard.cc has the bound.
+// the kernel bounds; 80 bytes a discarded cluster, of which discard.cc has the bound; 50 bytes a
+// cluster whose refcount is owed (kMaxOwed).
 #pragma once
 
 #include <cstdint>
@@ -67,6 +68,7 @@ class Qcow2Image : public Image {
   Task<std::vector<Answer>> zero(Range range) override;
   Task<std::vector<MapEntry>> map(Range range) override;
   Task<> preserve() override;
+  Task<> pause() override;
   Task<> close() override;
   nlohmann::json stats() const override;
   uint64_t used_bytes() const override { return used_; }

@@ -13,7 +13,7 @@ constexpr FormatDescriptor describe() {
       "cluster_size=unit of allocation, 512 to 2M, a power of two; default: 64K\n"
       "compat=1.1 (default) or 0.10, for programs before 2012\n"
       "refcount_bits=1 to 64, a power of two; default: 16\n"
-      "lazy_refcounts=on or off (default): others may let refcounts go out of date\n"
+      "lazy_refcounts=on or off (default): refcounts may be out of date until the image is closed\n"
       "backing_file=what the image lies on\n"
       "backing_fmt=the format of that: raw, qcow2, ...\n"
       "extended_l2=on or off (default): clusters of 32 subclusters, for small writes to large "

@@ -9,6 +9,12 @@
 #include "formats/common/parallel.hh"
 
 namespace cowd::qcow2 {
+namespace {
+
+constexpr size_t kBatch = 1024;  // clusters that are paid for at once
+
+}  // namespace
+
 Task<> Refcounts::load() {
   const uint64_t bytes = uint64_t{header_.refcount_table_clusters} << header_.cluster_bits;
   Buffer table(bytes);
@@ -69,6 +75,7 @@ Task<PagePtr> Refcounts::page_of(uint64_t cluster) {
 }
 
 Task<uint64_t> Refcounts::get(uint64_t cluster) {
+  if (owed_.count(cluster)) co_return 1;
   if (!on_disk(cluster / per_block())) co_return 0;
   const PagePtr page = co_await page_of(cluster);
   co_return get_refcount(*page, cluster % per_page(), header_.refcount_order);
@@ -188,6 +195,10 @@ Task<> Refcounts::raise(std::vector<uint64_t> clusters) {
     }
     if (!new_blocks_.count(block)) place_block(block, at);
   }
+  if (lazy() && new_blocks_.empty() && !new_table_) {
+    co_await owe(clusters);
+    co_return;
+  }
   std::vector<uint64_t> all = clusters;
   const Growth growth{new_blocks_, new_table_};
   for (const auto& [block, at] : growth.blocks) all.push_back(at);
@@ -198,6 +209,50 @@ Task<> Refcounts::raise(std::vector<uint64_t> clusters) {
   co_await write_blocks(all, growth);
   if (!growth.blocks.empty() || growth.table) co_await write_table(growth);
   for (const uint64_t cluster : all) claims_.remove(cluster, 1);
+}
+
+Task<> Refcounts::set_dirty(bool dirty) {
+  Header next = header_;
+  next.incompatible = dirty ? header_.incompatible | kDirty : header_.incompatible & ~kDirty;
+  if (next.incompatible == header_.incompatible) co_return;
+  co_await write_header(disk_, next);
+  co_await disk_.flush();
+  header_ = next;
+}
+
+// All of them are described by blocks on disk.
+Task<> Refcounts::owe(const std::vector<uint64_t>& clusters) {
+  for (const uint64_t cluster : clusters) {
+    const PagePtr now = co_await page_of(cluster);
+    if (get_refcount(*now, cluster % per_page(), header_.refcount_order)) {
+      claims_.remove(cluster, 1);
+      continue;
+    }
+    claims_.add(cluster, 1);
+    owed_.insert(cluster);
+  }
+  if (!owed_.empty()) co_await set_dirty(true);
+  if (owed_.size() > kMaxOwed) co_await pay();
+}
+
+Task<> Refcounts::pay() {
+  while (!owed_.empty()) {
+    std::vector<uint64_t> some;
+    for (auto at = owed_.begin(); at != owed_.end() && some.size() < kBatch; ++at)
+      some.push_back(*at);
+    const Growth none;
+    co_await write_blocks(some, none);
+    for (const uint64_t cluster : some) {
+      owed_.erase(cluster);
+      claims_.remove(cluster, 1);
+    }
+  }
+}
+
+Task<> Refcounts::settle() {
+  co_await pay();
+  co_await disk_.flush();
+  co_await set_dirty(false);
 }
 
 Task<> Refcounts::write_blocks(const std::vector<uint64_t>& clusters, const Growth& growth) {
@@ -277,6 +332,15 @@ Task<> Refcounts::lower(std::map<uint64_t, Drop>& drops) {
     std::shared_ptr<Buffer> page;
     std::vector<uint64_t> clusters;
   };
+  for (auto drop = drops.begin(); drop != drops.end();) {
+    if (owed_.erase(drop->first) == 0) {
+      ++drop;
+      continue;
+    }
+    claims_.remove(drop->first, 1);
+    freed(drop->first, drop->second);
+    drop = drops.erase(drop);
+  }
   std::map<uint64_t, Change> changes;  // by offset of the page
   std::vector<uint64_t> nowhere;
   for (const auto& [cluster, drop] : drops) {

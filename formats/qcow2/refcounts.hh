@@ -5,8 +5,13 @@
 //   free      its refcount on disk is 0 and nobody claims it
 //   claimed   given out in memory alone: after a crash it is free again
 //   raised    its refcount on disk is 1 and durable: what names it may be written
-// raise() is the only way from claimed to raised, release() the way back to free; lower() is
-// for what nothing on disk names any more.
+//   owed      the same where the image allows lazy refcounts: its refcount is 1, and on disk it is
+//             0, where the dirty bit says that refcounts are not up to date
+// raise() is the only way from claimed to raised or owed, release() the way back to free; lower()
+// is for what nothing on disk names any more. settle() writes what is owed, and clears the bit.
+//
+// Only what an existing refcount block describes is ever owed, so that whoever finds the dirty bit
+// has no block to make: he would take a place for it that the kernel may have been given.
 //
 // A refcount block that is missing is claimed with the first cluster it is to describe, mostly
 // as that cluster itself, so that it describes itself. raise() writes new blocks, flushes, and
@@ -21,6 +26,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <unordered_set>
 #include <utility>
 #include <vector>
@@ -31,6 +37,8 @@
 #include "formats/qcow2/pages.hh"
 
 namespace cowd::qcow2 {
+
+inline constexpr size_t kMaxOwed = 16384;
 
 struct HostRun {
   uint64_t first = 0;  // cluster
@@ -60,8 +68,11 @@ class Refcounts {
   // Throws EIO if one of them is ever found free: it holds a table.
   void protect(uint64_t first, uint64_t count);
 
-  // Durable when it returns: refcount 1 for clusters that were claimed. The claims end.
+  // Durable when it returns: refcount 1 for clusters that were claimed, or the dirty bit. What is
+  // not owed is claimed no more.
   Task<> raise(std::vector<uint64_t> clusters);
+  // Durable when it returns: all that was raised and lowered, and that this is so.
+  Task<> settle();
   // Takes away what `drops` says, by cluster; not flushed. What was done is taken off `drops`.
   Task<> lower(std::map<uint64_t, Drop>& drops);
   // Clusters that raise() has made superfluous, to be lowered by one each.
@@ -71,6 +82,7 @@ class Refcounts {
   Task<uint64_t> used_end();
   uint64_t limit() const { return disk_.size() >> header_.cluster_bits; }
   uint64_t claimed() const { return claims_.count(); }
+  uint64_t owed() const { return owed_.size(); }
 
  private:
   uint64_t per_block() const { return header_.refcounts_per_block(); }
@@ -89,6 +101,10 @@ class Refcounts {
     std::map<uint64_t, uint64_t> blocks;
     std::optional<HostRun> table;
   };
+  bool lazy() const { return header_.version >= 3 && header_.compatible & kLazyRefcounts; }
+  Task<> set_dirty(bool dirty);
+  Task<> owe(const std::vector<uint64_t>& clusters);
+  Task<> pay();
   Task<> write_blocks(const std::vector<uint64_t>& clusters, const Growth& growth);
   Task<> write_table(const Growth& growth);
   void freed(uint64_t cluster, const Drop& drop);
@@ -100,7 +116,8 @@ class Refcounts {
   std::vector<uint64_t> table_;  // offsets of blocks; 0: none. Grown, but as on disk else
   std::map<uint64_t, uint64_t> new_blocks_;  // index to host cluster, not on disk yet
   std::optional<HostRun> new_table_;
-  Claims claims_;
+  Claims claims_;           // what is owed is claimed, too
+  std::set<uint64_t> owed_;  // kMaxOwed at most
   std::unordered_set<uint64_t> protected_;
   std::vector<uint64_t> superfluous_;
   uint64_t hint_ = 0;  // nothing is free before it

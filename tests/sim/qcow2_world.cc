@@ -146,7 +146,7 @@ CheckResult check_qcow2(std::shared_ptr<Disk> disk, bool repair) {
   return run(qcow2::check(request));
 }
 
-int qemu_check(const SimDisk& disk, std::string* output) {
+int qemu_check(const SimDisk& disk, std::string* output, bool repair) {
   const TempFolder folder;
   const std::string path = folder.path("image.qcow2");
   save(disk, path);
@@ -160,6 +160,7 @@ int qemu_check(const SimDisk& disk, std::string* output) {
   // What it lies on is not there, and has nothing to do with it.
   const std::string image = R"(json:{"driver":"qcow2","backing":null,"file":)" + file(path) +
                             (header.has_data_file() ? R"(,"data-file":)" + file(data) : "") + "}";
+  if (repair) return run_program({"qemu-img", "check", "-r", "all", image}, output);
   return run_program({"qemu-img", "check", image}, output);
 }
 

@@ -62,8 +62,8 @@ KernelModel::Open qcow2_opener(std::shared_ptr<Disk> top,
 
 CheckResult check_qcow2(std::shared_ptr<Disk> disk, bool repair = false);
 // qemu-img check of a copy, its data file an empty one: exit status 0 none, 3 leaks, 2 errors; what
-// it says in `output`.
-int qemu_check(const SimDisk& disk, std::string* output = nullptr);
+// it says in `output`. `repair`: what it can mend is none.
+int qemu_check(const SimDisk& disk, std::string* output = nullptr, bool repair = false);
 // All bytes of the disk in the image, as qemu-img reads them.
 Bytes qemu_bytes(const std::string& path, const std::string& format = "qcow2");
 Bytes read_file(const std::string& path);

@@ -13,10 +13,11 @@ expected=$WORK/expected
 SEED=${COWD_SEED:-$$}
 echo "# seed $SEED"
 
-poison() {
+poison() (
+	set +o pipefail # of "yes"
 	yes POISONED-STORE- | tr -d '\n' | head -c "$(blockdev --getsize64 "$(vol cow)")" |
 		dd of="$(vol cow)" bs=1M iflag=fullblock oflag=direct status=none
-}
+)
 
 # somewhere LONGEST: `at` and `count`, in sectors
 somewhere() {

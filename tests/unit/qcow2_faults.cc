@@ -18,6 +18,8 @@ const Shape kTiny{kMiB / 2, {{"cluster_size", "512"}}, 100 * kKiB + 512, 512};
 
 const Shape kExtended{kMiB / 2, {{"cluster_size", "16K"}, {"extended_l2", "on"}}, 100 * kKiB, 512};
 const Shape kData{kMiB / 2, {{"cluster_size", "4K"}, {"data_file", "data.raw"}}, 100 * kKiB, 512};
+const Shape kLazy{
+    kMiB / 2, {{"cluster_size", "512"}, {"lazy_refcounts", "on"}}, 100 * kKiB + 512, 512};
 
 template <typename Attempt>
 void for_each_failure(Attempt attempt) {
@@ -109,6 +111,9 @@ TEST(Qcow2Faults, SmallClustersWithFailingFlushes) { sessions(kTiny, SimDisk::kF
 TEST(Qcow2Faults, SubclustersWithFailingReads) { sessions(kExtended, SimDisk::kRead); }
 TEST(Qcow2Faults, SubclustersWithFailingWrites) { sessions(kExtended, SimDisk::kWrite); }
 TEST(Qcow2Faults, SubclustersWithFailingFlushes) { sessions(kExtended, SimDisk::kFlush); }
+TEST(Qcow2Faults, LazyRefcountsWithFailingReads) { sessions(kLazy, SimDisk::kRead); }
+TEST(Qcow2Faults, LazyRefcountsWithFailingWrites) { sessions(kLazy, SimDisk::kWrite); }
+TEST(Qcow2Faults, LazyRefcountsWithFailingFlushes) { sessions(kLazy, SimDisk::kFlush); }
 TEST(Qcow2Faults, ADataFileAndFailingWrites) { sessions(kData, SimDisk::kWrite); }
 TEST(Qcow2Faults, AFailingDataFile) { sessions(kData, SimDisk::kAny, true); }
 

@@ -433,13 +433,64 @@ TEST(Qcow2Image, APlaceOfZeroIsNone) {
   expect_clean(world, true);
 }
 
-TEST(Qcow2Image, LazyRefcountsStayAllowed) {
+bool is_dirty(const Qcow2World& world) {
+  return run(read_header(*world.top)).incompatible & kDirty;
+}
+
+// Without them a commit of new clusters is two writes and two flushes.
+TEST(Qcow2Image, WithLazyRefcountsACommitIsOneWriteAndOneFlush) {
   Qcow2World world({kMiB, {{"lazy_refcounts", "on"}}, 0, 512}, 1);
+  EXPECT_FALSE(is_dirty(world));
   run(world.guest->write({0, 1}));
+  run(world.guest->flush());
+  EXPECT_TRUE(is_dirty(world));
+  run(world.guest->write({1000, 1}));
+  world.top->reset_counts();
+  run(world.kernel->timer());
+  EXPECT_EQ(world.kernel->image().stats()["commits"], 2);
+  const Counts counts = world.top->counts();
+  EXPECT_EQ(counts.flushes, 2u);  // of data, and of the L2 entry
+  EXPECT_EQ(counts.writes, 1u);
+  EXPECT_GT(check_qcow2(world.top).errors, 0u);
   run(world.kernel->detach());
   const Header header = run(read_header(*world.top));
   EXPECT_EQ(header.compatible & kLazyRefcounts, kLazyRefcounts);
   EXPECT_EQ(header.incompatible & kDirty, 0u);
+  expect_clean(world, true);
+}
+
+// It is not left to the next cowd to read all tables.
+TEST(Qcow2Image, WithLazyRefcountsACleanStopIsNoCrash) {
+  Qcow2World world({kMiB, {{"cluster_size", "4K"}, {"lazy_refcounts", "on"}}, 0, 512}, 1);
+  run(world.guest->write({0, 100}));
+  run(world.guest->flush());
+  EXPECT_TRUE(is_dirty(world));
+  run(world.kernel->image().pause());
+  EXPECT_FALSE(is_dirty(world));
+  EXPECT_EQ(check_qcow2(world.top).errors, 0u);
+  run(world.guest->write({200, 100}));
+  run(world.guest->flush());
+  EXPECT_TRUE(is_dirty(world));
+  run(world.kernel->reattach());
+  EXPECT_FALSE(is_dirty(world));
+  run(world.guest->verify());
+  run(world.kernel->detach());
+  expect_clean(world, true);
+}
+
+TEST(Qcow2Image, NoMoreLazyRefcountsAreOwedThanIsPromised) {
+  const Options options{{"cluster_size", "4K"}, {"refcount_bits", "1"}, {"lazy_refcounts", "on"}};
+  Qcow2World world({72 * kMiB, options, 0, 512}, 1);
+  const uint64_t piece = 4 * kMiB / 512;
+  uint64_t most = 0;
+  for (uint64_t sector = 0; sector < world.guest->sectors(); sector += piece) {
+    run(world.guest->write({sector, piece}));
+    run(world.guest->flush());
+    most = std::max(most, world.kernel->image().stats()["owed"].get<uint64_t>());
+  }
+  EXPECT_GT(most, kMaxOwed / 2);
+  EXPECT_LE(most, kMaxOwed);
+  run(world.kernel->detach());
   expect_clean(world, true);
 }
 
