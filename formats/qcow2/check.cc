@@ -518,8 +518,8 @@ Task<CheckResult> check(CheckRequest request) {
   CheckResult& result = checker.result();
   if (header.incompatible & kDirty)
     result.findings.push_back(
-        "The image was not closed, or a program died that had it open "
-        "(the dirty bit is set): its refcounts are not up to date.");
+        "The image is in use, or was not closed (the dirty bit is set): its refcounts are not "
+        "up to date.");
   const bool corrupt = header.incompatible & kCorrupt;
   if (corrupt)
     result.findings.push_back("A program has found the image damaged (the corrupt bit is set).");
