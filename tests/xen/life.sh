@@ -177,25 +177,67 @@ check "cowctl delete" cowctl delete "$uuid"
 check "it is gone" no_stores
 
 # --- live migration, to this very host: add for the new domain, then remove for the old one --
-# PV guests do not migrate in Debian's Xen, which has no shadow page tables.
-create_from m "$EXAMPLES/transient.cfg" 'type="pvh"' 'tsc_mode="native"' || exit
-check "m gets a persistent disk" attached m xvdb dscow:/dev/vg/cow:/dev/vg/base
+# PV guests do not migrate in Debian's Xen, which has no shadow page tables. A PVH guest's pages are
+# write-protected meanwhile, and one in eight or so then dies in the emulator of a triple fault, which
+# is nothing that a disk could do to it: such a one does not count, and another is made.
+triple_faults() { xl dmesg | grep -c 'Triple fault'; }
+made() {
+	create_from m "$EXAMPLES/transient.cfg" 'type="pvh"' 'tsc_mode="native"' &&
+		check "m gets a persistent disk" attached m xvdb dscow:/dev/vg/cow:/dev/vg/base &&
+		in_guest m scatter xvda 30 100 "$KIB"
+}
+migrated() {
+	local said job
+	old=${DOMID[m]}
+	begin m '&' sh 'until [ -e /run/moved ]; do guestdisk scatter /dev/xvdb 32 400 65536 || exit; done'
+	job=$BEGUN
+	CONSOLE[m]=m--incoming
+	POSITION[m]=0
+	rm -f "$(console_of m)"
+	touch "$(console_of m)"
+	said=$(xl migrate -s '' m 'exec xl migrate-receive' 2>&1) || {
+		WHY="xl migrate: $(last_words 6 <<<"$said")"
+		return 1
+	}
+	learn m || {
+		WHY="it is gone"
+		return 1
+	}
+	begin m sh 'touch /run/moved'
+	finish m "$job" || {
+		WHY="its writes: $SAID"
+		return 1
+	}
+}
+# Its xl makes it anew as it "reboots".
+unmade() {
+	local id
+	unset 'CONSOLE[m]'
+	POSITION[m]=$1
+	await m 'guest: ready' 90
+	for id in $(xl list | awk '$1 ~ /^m(--incoming)?$/ { print $2 }'); do
+		xl destroy "$id"
+		until_gone "$id"
+	done
+	detached vm-m-xvda && detached vm-m-xvdb
+}
+made || exit
 in_guest m scattered xvdb 20 100 "$KIB"
-in_guest m scatter xvda 30 100 "$KIB"
 refuse "a migration to where nobody is" "migration receiver" xl migrate -s '' m 'exec false'
 in_guest m scattered xvda 30 100 "$KIB"
-old=${DOMID[m]}
-begin m '&' sh 'until [ -e /run/moved ]; do guestdisk scatter /dev/xvdb 32 400 65536 || exit; done'
-job=$BEGUN
-CONSOLE[m]=m--incoming
-POSITION[m]=0
-rm -f "$(console_of m)"
-touch "$(console_of m)"
-check "xl migrate m" xl migrate -s '' m 'exec xl migrate-receive'
-learn m
+for try in {1..6}; do
+	faults=$(triple_faults) said=$(stat -c %s "$(console_of m)")
+	if migrated; then
+		ok "m migrates as it writes"
+		break
+	elif ((try == 6 || faults == $(triple_faults))); then
+		not_ok "m migrates as it writes" "$WHY"
+		exit
+	fi
+	echo "# m died of the emulator as it migrated: $WHY"
+	unmade "$said" && made || exit
+done
 check "m is another domain" test "${DOMID[m]}" != "$old"
-begin m sh 'touch /run/moved'
-finish_in m "$job" "writes while it migrates"
 in_guest m scattered xvdb 32 400 "$KIB"
 in_guest m scattered xvda 30 100 "$KIB"
 check "its store is in use all the same" test "$(state_of_stores)" = in-use

@@ -5,7 +5,7 @@
 xen-tests := dmu.sh life.sh disks.sh images.sh hvm.sh loop.sh
 phy.sh_TIMEOUT := 240
 dmu.sh_TIMEOUT := 480
-life.sh_TIMEOUT := 780
+life.sh_TIMEOUT := 1020
 disks.sh_TIMEOUT := 600
 images.sh_TIMEOUT := 480
 loop.sh_TIMEOUT := 1200
