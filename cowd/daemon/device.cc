@@ -162,11 +162,12 @@ Task<> Device::removed_by_others() {
   try {
     co_await close_what_is_left();
   } catch (const std::exception& error) {
-    failed("io-error", text("The store of ", name_, " could not be marked clean. ", error.what()));
+    failed("io-error", text("The store of ", name_, " could not be marked clean. ", error.what(),
+                            " cowd does that before it is attached again."));
   }
   close_backings();
   while (writing_) co_await changed_.wait();
-  environment_.run_dir->remove(name_);
+  if (!unclosed_) environment_.run_dir->remove(name_);
   event("detached", sentence, {});
   on_gone_();
 }
@@ -174,11 +175,13 @@ Task<> Device::removed_by_others() {
 // An image that could not be opened for long is still ours on its disk: nobody could attach it
 // again. A store that goes now needs no end.
 Task<> Device::close_what_is_left() {
-  const bool goes = entry_.store && !entry_.store->saved;
+  const bool ends = !entry_.read_only && !(entry_.store && !entry_.store->saved);
+  unclosed_ = ends;
   if (image_)
     co_await close_image();
-  else if (!entry_.read_only && !goes)
+  else if (ends)
     co_await close_abandoned();
+  unclosed_ = false;
 }
 
 Task<> Device::close_image() {
@@ -265,7 +268,14 @@ Task<> Device::detach() {
     std::rethrow_exception(error);
   }
   co_await wait_for_end();
-  if (image_) co_await close_image();
+  try {
+    co_await close_what_is_left();
+  } catch (const std::exception& failure) {
+    close_backings();
+    throw Error(
+        EIO, text("The device ", name_, " is detached, but its store could not be marked clean. ",
+                  failure.what(), " cowd does that before it is attached again."));
+  }
   close_backings();
 }
 

@@ -6,7 +6,8 @@
 //             fails, what was made before it is undone in reverse order.
 //   detach:   suspend (noflush), last commit, remove, and when the channel has told
 //             that the device is gone: image.close(), backings. A note that is left
-//             without its dm device is cleaned at the next start.
+//             without its dm device, as nothing could be written then, is cleaned at the next
+//             start, or before the next attach of its store.
 //   leave:    the same without waiting: the dm device is removed at its last close, and
 //             what was promoted until then is told by the channel after that.
 //   restart:  the dm device is there and holds its I/O: backings, image
@@ -84,6 +85,8 @@ class Device : public SessionObserver, public std::enable_shared_from_this<Devic
   // dm device is gone exactly if gone() says so afterwards, whatever is thrown.
   Task<> detach();
   bool gone() const { return gone_; }
+  // Gone, but its store is not closed: close_abandoned() is still to be done.
+  bool unclosed() const { return unclosed_; }
   // Begins a detach that ends at the last close; on_gone is called then.
   //   orderly   users still finish what they began
   //   dying     its domain is gone: what waits fails at once
@@ -186,6 +189,7 @@ class Device : public SessionObserver, public std::enable_shared_from_this<Devic
   bool stopping_ = false;
   bool leaving_ = false;
   bool gone_ = false;
+  bool unclosed_ = false;
 };
 
 const char* state_name(Device::State state);

@@ -76,6 +76,7 @@ Task<> DeviceManager::finish(DevicePtr device) {
   DeviceEntry entry = co_await on(device->strand(), device->entry());
   if (entry.store && !entry.store->saved) co_await removals_.remove(entry.name, *entry.store);
   if (entry.store) store_uuids_.erase(entry.store->uuid);
+  if (device->unclosed()) unclosed_[entry.name] = entry;
   devices_.erase(entry.name);
   stores_.release(entry.name);
   co_await blocking(&BackingMark::clean);
@@ -106,6 +107,7 @@ Task<nlohmann::json> DeviceManager::attach_here(AttachRequest request) {
   std::exception_ptr error;
   Undo undo;
   try {
+    co_await close_left(name, spec);
     device = co_await make_and_attach(request, name, std::move(spec), undo);
   } catch (...) {
     error = std::current_exception();
@@ -143,6 +145,20 @@ Task<DeviceManager::DevicePtr> DeviceManager::make_and_attach(AttachRequest& req
   DevicePtr device = make_device(std::move(entry));
   co_await on(device->strand(), device->attach(request.wanted));
   co_return device;
+}
+
+// A store that could not be closed when its device went, and a name that its note has.
+Task<> DeviceManager::close_left(const std::string& name, const DiskSpec& spec) {
+  const std::map<std::string, DeviceEntry> all = unclosed_;
+  for (const auto& [left, entry] : all) {
+    const DiskSpec other = parse_spec(entry.spec);
+    const bool same = co_await blocking(same_backing, other.top, spec.top);
+    if (!same && left != name) continue;
+    if (unclosed_.erase(left)) co_await clean_one(entry);
+    if (left == name && unclosed_.contains(left))
+      throw Error(EEXIST, text("The store ", entry.spec, " of an earlier device ", name,
+                               " could not be marked clean yet. \"cowctl events\" tells why."));
+  }
 }
 
 Task<> DeviceManager::take_name(const std::string& name, const std::set<std::string>& taken) {
@@ -246,7 +262,7 @@ Task<> DeviceManager::detach_here(std::string wanted) {
     error = std::current_exception();
   }
   if (device->gone()) {
-    environment_.run_dir->remove(device->name());
+    if (!device->unclosed()) environment_.run_dir->remove(device->name());
     co_await finish(device);
     std::string sentence = text("The device ", device->name(), " is detached.");
     log(Level::info, sentence, {device->name(), {}});
@@ -360,7 +376,7 @@ Task<> DeviceManager::reattach_here() {
     noted.insert(entry.uuid);
     if (!uuids.contains(entry.uuid)) {
       attaching_.insert(entry.name);
-      tasks.push_back(clean_one(entry));
+      tasks.push_back(clean_at_start(entry));
       continue;
     }
     DevicePtr device = devices_[entry.name] = make_device(entry);
@@ -402,10 +418,16 @@ Task<> DeviceManager::reattach_one(DevicePtr device, DeviceEntry entry) {
   }
 }
 
+Task<> DeviceManager::clean_at_start(DeviceEntry entry) {
+  co_await clean_one(entry);
+  attaching_.erase(entry.name);
+}
+
 Task<> DeviceManager::clean_one(DeviceEntry entry) {
   std::string name = entry.name;
   // One that goes needs no end.
   const bool goes = entry.store && !entry.store->saved;
+  bool closed = true;
   try {
     if (!goes) {
       co_await claim_stores(name, parse_spec(entry.spec), entry.read_only);
@@ -413,19 +435,21 @@ Task<> DeviceManager::clean_one(DeviceEntry entry) {
       co_await on(device->strand(), device->close_abandoned());
     }
     environment_.events->add(
-        "detached", name,
-        text("The device ", name, " was removed while no cowd ran; its store is closed now."));
+        "detached", name, text("The device ", name, " had gone before; its store is closed now."));
   } catch (const std::exception& error) {
-    tell(
-        *environment_.events, name,
-        text("The device ", name, " was removed while no cowd ran, and its store ", entry.spec,
-             " could not be closed: it will be checked when it is attached again. ", error.what()));
+    closed = false;
+    tell(*environment_.events, name,
+         text("The device ", name, " has gone, and its store ", entry.spec,
+              " could not be marked clean. ", error.what(),
+              " cowd does that before it is attached again."));
   }
   stores_.release(name);
   if (goes) co_await removals_.remove(name, *entry.store);
   if (entry.store) store_uuids_.erase(entry.store->uuid);
-  environment_.run_dir->remove(name);
-  attaching_.erase(name);
+  if (closed)
+    environment_.run_dir->remove(name);
+  else
+    unclosed_[name] = entry;
 }
 
 Task<> DeviceManager::stop_all() {

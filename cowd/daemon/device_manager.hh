@@ -103,7 +103,9 @@ class DeviceManager : public DomainDevices {
   Task<> detach_here(std::string device);
   Task<> reattach_here();
   Task<> reattach_one(DevicePtr device, DeviceEntry entry);
+  Task<> clean_at_start(DeviceEntry entry);
   Task<> clean_one(DeviceEntry entry);
+  Task<> close_left(const std::string& name, const DiskSpec& spec);
   DevicePtr make_device(DeviceEntry entry);
   Task<DevicePtr> find(std::string device);
   Task<std::vector<DevicePtr>> all();
@@ -116,6 +118,8 @@ class DeviceManager : public DomainDevices {
   // On strand_:
   std::map<std::string, DevicePtr> devices_;
   std::set<std::string> attaching_;  // names that are taken already
+  // Devices that are gone: Device::unclosed().
+  std::map<std::string, DeviceEntry> unclosed_;
   Stores stores_;
   TransientStores transient_;          // any thread
   StoreRemovals removals_;

@@ -335,6 +335,47 @@ TEST_F(DeviceTest, AStoreIsReleasedThoughCowdWasKilledBeforeItsDeviceWasThere) {
   EXPECT_EQ(state("disk"), "active");
 }
 
+// Its owner would stand in it until the host is rebooted.
+TEST_F(DeviceTest, AStoreThatCouldNotBeClosedIsClosedBeforeItIsAttachedAgain) {
+  const std::string spec = store("cow");
+  attach("disk", spec);
+  cowd.reset();
+  fake_dm::clear();
+  start();
+  gate.refuse(dir + "/cow");
+  run(cowd->devices.reattach_all());
+  EXPECT_THROW(attach("disk", spec), Error);
+  EXPECT_THROW(attach("other", spec), Error);
+  EXPECT_TRUE(fs::exists(dir + "/run/devices.d/disk.json"));
+  gate.release();
+  attach("other", spec);
+  EXPECT_EQ(state("other"), "active");
+  EXPECT_FALSE(fs::exists(dir + "/run/devices.d/disk.json"));
+}
+
+TEST_F(DeviceTest, AStoreThatCouldNotBeClosedAtDetachIsClosedBeforeItIsAttachedAgain) {
+  const std::string spec = store("cow");
+  for (const bool restart : {false, true}) {
+    attach("disk", spec);
+    kill_and_start();
+    gate.refuse(dir + "/cow");
+    run(cowd->devices.reattach_all());
+    EXPECT_EQ(state("disk"), "failed");
+    EXPECT_EQ(code_of(cowd->devices.detach("disk")), EIO);
+    EXPECT_FALSE(fake_dm::has("disk"));
+    gate.release();
+    if (restart) {
+      kill_and_start();
+      run(cowd->devices.reattach_all());
+      EXPECT_TRUE(until([&] { return fs::is_empty(dir + "/run/devices.d"); }));
+    }
+    attach("disk", spec);
+    EXPECT_EQ(state("disk"), "active");
+    EXPECT_EQ(code_of(cowd->devices.detach("disk")), 0);
+    EXPECT_TRUE(fs::is_empty(dir + "/run/devices.d"));
+  }
+}
+
 TEST_F(DeviceTest, ASuspendedGuestsDiskIsKeptUntilItIsServed) {
   const std::string spec = store("cow");
   attach("disk", spec, Durability::transient);
