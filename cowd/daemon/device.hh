@@ -13,6 +13,7 @@
 //   restart:  the dm device is there and holds its I/O: backings, image
 //             (OpenRequest.reattach), channel; tried again until it works. Where a backing
 //             hangs, that never ends: a device whose domain dies is failed meanwhile.
+//   adopt:    the same for a device whose note was lost, once, when somebody attaches it.
 //   stop:     last commit, channel closed; the dm device stays for the next cowd.
 //
 // All coroutines run on strand(); what may block runs on threads of its own.
@@ -81,6 +82,9 @@ class Device : public SessionObserver, public std::enable_shared_from_this<Devic
   Task<> reattach();
   // For a note without its dm device: closes the image, as nobody uses it any more.
   Task<> close_abandoned();
+  // Serves a dm device that an earlier cowd made and of which there is no note any more. If that
+  // fails it is as it was.
+  Task<> adopt();
   // Throws Error(EBUSY) while somebody has it open; then nothing has changed. The
   // dm device is gone exactly if gone() says so afterwards, whatever is thrown.
   Task<> detach();
@@ -133,6 +137,8 @@ class Device : public SessionObserver, public std::enable_shared_from_this<Devic
   Task<> open_session();
   Task<> attach_steps(class Undo& undo, const std::function<bool()>& wanted);
   Task<bool> try_reattach();
+  Task<> require_on_top();
+  Task<> serve_again();
   Task<> restore_suspension();
   Task<> keep_reattaching();
   void close_backings();

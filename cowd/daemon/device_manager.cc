@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "cowd/daemon/device_manager.hh"
 
+#include <algorithm>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <fstream>
@@ -33,6 +34,15 @@ void tell(EventRing& events, const std::string& name, const std::string& sentenc
   std::string id = new_error_id();
   log(Level::error, sentence, {name, id});
   events.add("reattach-failed", name, sentence, id);
+}
+
+// A device of ours that nobody serves and nobody knows any more: the run directory was lost.
+bool is_left(const dm::Info& info) {
+  const auto has_uuid = [&](const dm::Info& each) { return each.uuid == info.uuid; };
+  const std::vector<dm::Info> ours = dm::list();
+  if (std::ranges::none_of(ours, has_uuid)) return false;
+  const std::string state = dm::status(info.name)["state"];
+  return state != "active" && state != "replaying";
 }
 
 }  // namespace
@@ -142,8 +152,16 @@ Task<DeviceManager::DevicePtr> DeviceManager::make_and_attach(AttachRequest& req
   co_await claim_stores(name, spec, request.read_only);
   DeviceEntry entry = make_entry(request, name, spec);
   entry.store = store;
+  const auto left = co_await blocking(dm::find, name);
+  if (left) {
+    entry.uuid = left->uuid;
+    entry.key = (co_await blocking(dm::table, name)).key;
+  }
   DevicePtr device = make_device(std::move(entry));
-  co_await on(device->strand(), device->attach(request.wanted));
+  if (left)
+    co_await on(device->strand(), device->adopt());
+  else
+    co_await on(device->strand(), device->attach(request.wanted));
   co_return device;
 }
 
@@ -170,7 +188,7 @@ Task<> DeviceManager::take_name(const std::string& name, const std::set<std::str
   std::exception_ptr error;
   try {
     auto theirs = co_await blocking(dm::find, name);
-    if (theirs) throw exists;
+    if (theirs && !co_await blocking(is_left, *theirs)) throw exists;
   } catch (...) {
     error = std::current_exception();
   }
@@ -387,9 +405,8 @@ Task<> DeviceManager::reattach_here() {
       log(Level::warning,
           text("The device ", info.name, " has the target \"userspace\", but ",
                environment_.run_dir->path(),
-               " has no note of it. It is left alone; "
-               "\"dmsetup remove ",
-               info.name, "\" removes it."),
+               " has no note of it. It is left alone, and its users wait. \"cowctl attach --name ",
+               info.name, "\" with what it was attached with serves it again."),
           {info.name, {}});
   std::set<std::string> in_use;
   for (const DeviceEntry& entry : listing.entries)

@@ -278,10 +278,7 @@ Task<bool> Device::try_reattach() {
   std::string why;
   try {
     co_await open_backings(true);
-    co_await open_image(true, FileReferences::Purpose::reattach);
-    co_await check_table();
-    co_await open_session();
-    co_await restore_suspension();
+    co_await serve_again();
     environment_.events->add("reattached", name_, text("The device ", name_, " is served again."));
   } catch (const std::exception& error) {
     why = error.what();
@@ -299,6 +296,47 @@ Task<bool> Device::try_reattach() {
                 supervised_ ? "" : " Its users wait; cowd goes on trying."));
   if (gone_) co_await removed_by_others();
   co_return supervised_ || gone_;
+}
+
+Task<> Device::serve_again() {
+  co_await open_image(true, FileReferences::Purpose::reattach);
+  co_await check_table();
+  co_await open_session();
+  co_await restore_suspension();
+}
+
+Task<> Device::adopt() {
+  busy_ = kTakenUp;
+  std::exception_ptr error;
+  try {
+    co_await open_backings(true);
+    co_await require_on_top();
+    co_await write_entry();
+    co_await serve_again();
+  } catch (...) {
+    error = std::current_exception();
+  }
+  const bool served = supervised_;
+  if (!served) {
+    co_await wait_for_users();
+    close_backings();
+    environment_.run_dir->remove(name_);
+  }
+  busy_ = nullptr;
+  changed_.notify();
+  if (!served) std::rethrow_exception(error);
+}
+
+// Opening the store of another device might change it.
+Task<> Device::require_on_top() {
+  const dm::Table table = co_await blocking(dm::table, name_);
+  const dm::Info info = co_await blocking(dm::info, name_);
+  const auto is_top = [this](const dm::Dest& dest) { return dest.dev == dm::dev_text(top_.dev); };
+  if (std::ranges::none_of(table.dests, is_top) || info.read_only != entry_.read_only)
+    throw Error(EEXIST, text("There is a device ", name_,
+                             " already, which an earlier cowd made of something else than ",
+                             spec_text_, info.read_only ? ", to be read only" : "",
+                             ". Attach what it was made of, or give this one another name."));
 }
 
 // Paused or not as it was noted: an earlier cowd may have died in the middle.

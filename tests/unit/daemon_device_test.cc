@@ -376,6 +376,29 @@ TEST_F(DeviceTest, AStoreThatCouldNotBeClosedAtDetachIsClosedBeforeItIsAttachedA
   }
 }
 
+// /run/cowd was emptied: the device's users wait until somebody says what it was.
+TEST_F(DeviceTest, ADeviceWithoutANoteIsServedAgainByWhoAttachesIt) {
+  const std::string spec = store("cow"), another = store("another");
+  attach("disk", spec);
+  fake_dm::set_open("disk", 1);
+  cowd.reset();
+  fs::remove_all(dir + "/run");
+  start();
+  run(cowd->devices.reattach_all());
+  EXPECT_EQ(state("disk"), "none");
+  EXPECT_THROW(attach("disk", another), Error);
+  EXPECT_TRUE(fake_dm::has("disk"));
+  EXPECT_TRUE(fs::is_empty(dir + "/run/devices.d"));
+  attach("disk", spec);
+  EXPECT_EQ(state("disk"), "active");
+  kill_and_start();
+  run(cowd->devices.reattach_all());
+  EXPECT_EQ(state("disk"), "active");
+  fake_dm::set_open("disk", 0);
+  EXPECT_EQ(code_of(cowd->devices.detach("disk")), 0);
+  attach("another", another);
+}
+
 TEST_F(DeviceTest, ASuspendedGuestsDiskIsKeptUntilItIsServed) {
   const std::string spec = store("cow");
   attach("disk", spec, Durability::transient);

@@ -139,10 +139,19 @@ int dmu_get_table(const char* name, dmu_table* table, dmu_error* error) {
   auto found = devices.find(name);
   if (found == devices.end() || found->second.wiped) return fail(ENXIO, error);
   table->sectors = found->second.sectors;
+  std::snprintf(table->key, sizeof table->key, "%s", found->second.key.c_str());
   table->num_dests = static_cast<uint32_t>(found->second.dests.size());
   for (uint32_t i = 0; i < table->num_dests; ++i)
     std::snprintf(table->dests[i].path, sizeof table->dests[i].path, "%s",
                   found->second.dests[i].c_str());
+  return 0;
+}
+
+int dmu_get_status(const char* name, dmu_status* status, dmu_error* error) {
+  const std::lock_guard lock(mutex);
+  auto found = devices.find(name);
+  if (found == devices.end() || found->second.wiped) return fail(ENXIO, error);
+  status->state = channels.contains(found->second.key) ? DMU_STATE_ACTIVE : DMU_STATE_NO_DAEMON;
   return 0;
 }
 
