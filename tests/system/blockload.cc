@@ -4,12 +4,16 @@
 //   blockload fill   TARGET STATE --bytes N        version 1 of every sector, then fsync
 //   blockload load   TARGET STATE --bytes N ...    random writes, reads, syncs, until
 //                                                  --ops are done or SIGTERM comes
+//                                                  (--errors 1: over a disk that fails)
 //   blockload verify TARGET STATE                  every sector is what STATE says
 //
 // STATE is a file with the version of each sector that was last acknowledged. Several
 // writers share the target in stripes, so that a granule larger than a stripe has
 // several writers. Any error, and any sector that is not the version acknowledged
-// last, ends the program with status 1 and a sentence.
+// last, ends the program with status 1 and a sentence. With --errors 1 a load goes on
+// after EIO: of a write that failed each sector may be old or new, but is the same from
+// the first time on that it is read; by SIGTERM the disk has to be good again, and then
+// all that was written and what became of the rest is read once more, and synced.
 #include <fcntl.h>
 #include <unistd.h>
 
@@ -49,13 +53,21 @@ struct Settings {
   uint64_t seed = 1;
   uint64_t ops = 0;  // of each writer; 0: until SIGTERM
   unsigned sync_every = 16;
+  bool errors = false;
+};
+
+// Of the disk, where --errors permits it.
+struct DiskError : std::runtime_error {
+  using std::runtime_error::runtime_error;
 };
 
 [[noreturn]] void fail(const std::string& what) { throw std::runtime_error(what); }
 
 [[noreturn]] void fail_errno(const std::string& what) {
   const int error = errno;
-  fail(what + ": " + strerror(error));
+  const std::string whole = what + ": " + strerror(error);
+  if (error == EIO) throw DiskError(whole);
+  fail(whole);
 }
 
 struct Buffer {
@@ -110,12 +122,16 @@ class Target {
       fail("writing " + where(sector, count) + " was short: " + std::to_string(did) + " bytes");
   }
 
-  void check(uint64_t sector, uint64_t count, std::byte* buffer) const {
+  void read(uint64_t sector, uint64_t count, std::byte* buffer) const {
     const auto want = static_cast<ssize_t>(count * kSector);
     const ssize_t did = pread(fd_, buffer, count * kSector, at(sector));
     if (did < 0) fail_errno("reading " + where(sector, count));
     if (did != want)
       fail("reading " + where(sector, count) + " was short: " + std::to_string(did) + " bytes");
+  }
+
+  void check(uint64_t sector, uint64_t count, std::byte* buffer) const {
+    read(sector, count, buffer);
     for (uint64_t i = 0; i < count; i++) {
       const std::byte* found = buffer + i * kSector;
       const uint32_t version = state_.versions[sector + i];
@@ -145,6 +161,7 @@ class Target {
 
 struct Totals {
   uint64_t writes = 0, reads = 0, syncs = 0;
+  uint64_t failed_writes = 0, failed_reads = 0, failed_syncs = 0;
   Clock::duration slowest{};
 };
 
@@ -164,6 +181,7 @@ class Writer {
       step();
       totals_.slowest = std::max(totals_.slowest, Clock::now() - began);
     }
+    while (!doubts_.empty()) check(doubts_.begin()->first, 1);
     target_.sync();
     return totals_;
   }
@@ -192,28 +210,60 @@ class Writer {
     uint64_t sector, count;
     choose(&sector, &count);
     if (below(4) == 0) {
-      target_.check(sector, count, buffer_.get());
-      totals_.reads++;
+      attempt(totals_.reads, totals_.failed_reads, [&] { check(sector, count); });
       return;
     }
-    write(sector, count);
-    if (below(4) == 0) {
-      target_.check(sector, count, buffer_.get());
-      totals_.reads++;
+    attempt(totals_.writes, totals_.failed_writes, [&] { write(sector, count); });
+    if (below(4) == 0) attempt(totals_.reads, totals_.failed_reads, [&] { check(sector, count); });
+    if (below(settings_.sync_every) == 0)
+      attempt(totals_.syncs, totals_.failed_syncs, [&] { target_.sync(); });
+  }
+
+  template <typename Operation>
+  void attempt(uint64_t& done, uint64_t& failed, Operation operation) {
+    try {
+      operation();
+      done++;
+    } catch (const DiskError&) {
+      if (!settings_.errors) throw;
+      failed++;
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));  // a bad disk fails fast
     }
-    if (below(settings_.sync_every) == 0) {
-      target_.sync();
-      totals_.syncs++;
-    }
+  }
+
+  void check(uint64_t sector, uint64_t count) {
+    if (doubts_.empty()) return target_.check(sector, count, buffer_.get());
+    target_.read(sector, count, buffer_.get());
+    for (uint64_t i = 0; i < count; i++) settle(sector + i, buffer_.get() + i * kSector);
+    target_.check(sector, count, buffer_.get());
+  }
+
+  // What is read of a sector whose writes failed is what it is from now on.
+  void settle(uint64_t sector, const std::byte* found) {
+    const auto doubt = doubts_.find(sector);
+    if (doubt == doubts_.end()) return;
+    for (const uint32_t version : doubt->second)
+      if (is_sector(found, sector, version, state_.seed)) state_.versions[sector] = version;
+    if (!is_sector(found, sector, state_.versions[sector], state_.seed))
+      fail("sector " + std::to_string(sector) +
+           " is none of what was written there: " + describe_sector(found));
+    doubts_.erase(doubt);
   }
 
   void write(uint64_t sector, uint64_t count) {
     const uint32_t version = next_version_++;
     for (uint64_t i = 0; i < count; i++)
       fill_sector(buffer_.get() + i * kSector, sector + i, version, state_.seed);
-    target_.write(sector, count, buffer_.get());
-    for (uint64_t i = 0; i < count; i++) state_.versions[sector + i] = version;
-    totals_.writes++;
+    try {
+      target_.write(sector, count, buffer_.get());
+    } catch (const DiskError&) {
+      for (uint64_t i = 0; i < count; i++) doubts_[sector + i].push_back(version);
+      throw;
+    }
+    for (uint64_t i = 0; i < count; i++) {
+      state_.versions[sector + i] = version;
+      doubts_.erase(sector + i);
+    }
   }
 
   const Settings& settings_;
@@ -223,6 +273,7 @@ class Writer {
   std::mt19937_64 random_;
   Buffer buffer_;
   uint32_t next_version_ = 2;
+  std::map<uint64_t, std::vector<uint32_t>> doubts_;  // what was tried to write and failed
   Totals totals_;
 };
 
@@ -270,6 +321,9 @@ void load(const Settings& settings) {
         sum.writes += mine.writes;
         sum.reads += mine.reads;
         sum.syncs += mine.syncs;
+        sum.failed_writes += mine.failed_writes;
+        sum.failed_reads += mine.failed_reads;
+        sum.failed_syncs += mine.failed_syncs;
         sum.slowest = std::max(sum.slowest, mine.slowest);
       } catch (const std::exception& error) {
         const std::lock_guard lock(mutex);
@@ -280,8 +334,12 @@ void load(const Settings& settings) {
   for (auto& thread : threads) thread.join();
   if (!problem.empty()) fail(problem);
   state.save(settings.state);
-  printf("%lu writes, %lu verified reads, %lu syncs, no error; the slowest took %lld ms\n",
-         sum.writes, sum.reads, sum.syncs,
+  std::string errors = "no error";
+  if (settings.errors)
+    errors = std::to_string(sum.failed_writes) + " writes, " + std::to_string(sum.failed_reads) +
+             " reads and " + std::to_string(sum.failed_syncs) + " syncs failed";
+  printf("%lu writes, %lu verified reads, %lu syncs, %s; the slowest took %lld ms\n", sum.writes,
+         sum.reads, sum.syncs, errors.c_str(),
          static_cast<long long>(
              std::chrono::duration_cast<std::chrono::milliseconds>(sum.slowest).count()));
 }
@@ -290,7 +348,7 @@ Settings parse(int argc, char** argv) {
   if (argc < 4)
     fail(
         "usage: blockload fill|load|verify TARGET STATE [--bytes N] [--offset N] [--writers N] "
-        "[--seed N] [--ops N] [--sync-every N]");
+        "[--seed N] [--ops N] [--sync-every N] [--errors 1]");
   Settings settings;
   settings.target = argv[2];
   settings.state = argv[3];
@@ -309,6 +367,8 @@ Settings parse(int argc, char** argv) {
       settings.ops = value;
     else if (name == "--sync-every")
       settings.sync_every = static_cast<unsigned>(value);
+    else if (name == "--errors")
+      settings.errors = value;
     else
       fail("there is no option " + name);
   }

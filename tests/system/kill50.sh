@@ -21,7 +21,7 @@ need ctl create --force "dscow:$(vol cow):$(vol base)" 7G
 need ctl attach --name disk "dscow:$(vol cow):$(vol base)"
 end_cowd KILL
 
-blockload load /dev/mapper/disk "$WORK/state" --seed 3 --sync-every 12 >"$WORK/load" 2>&1 &
+blockload load /dev/mapper/disk "$WORK/state" --seed "${COWD_SEED:-3}" --sync-every 12 >"$WORK/load" 2>&1 &
 load=$!
 killer /dev/mapper/disk $((2 * leaf)) "$leaf" "$kills" "$LOG" -- "${cowd_command[@]}" >"$WORK/kills" 2>&1
 status=$?

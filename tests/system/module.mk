@@ -3,8 +3,9 @@
 # One script a subject; the programs are what they load the disks with.
 
 system-tests := $(sort $(wildcard tests/system/*.sh))
-# Minutes of servers that go and come, hundreds of images.
-long-system-tests := $(addprefix tests/system/,nbd-tls.sh backing-iscsi.sh many-sequences.sh)
+# Minutes of servers that go and come, hundreds of images, of kills, of disks that fail.
+long-system-tests := $(addprefix tests/system/,nbd-tls.sh backing-iscsi.sh many-sequences.sh \
+  many-kills.sh many-faults.sh long-daemon-life.sh)
 LONG_KERNEL_TESTS += $(long-system-tests)
 KERNEL_TESTS += $(filter-out tests/system/lib.sh $(long-system-tests),$(system-tests))
 
@@ -29,6 +30,11 @@ log.sh_TIMEOUT := 200
 transient-stores.sh_TIMEOUT := 900
 backing-nbd.sh_TIMEOUT := 600
 demo.sh_TIMEOUT := 400
+daemon-life.sh_TIMEOUT := 400
+faulty.sh_TIMEOUT := 400
+long-daemon-life.sh_TIMEOUT := 1200
+many-faults.sh_TIMEOUT := 1800
+many-kills.sh_TIMEOUT := 2400
 fs-workload.sh_TIMEOUT := 480
 memory.sh_TIMEOUT := 400
 no-space.sh_TIMEOUT := 900
