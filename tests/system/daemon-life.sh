@@ -61,6 +61,8 @@ end_load "stopped"
 
 # --- another binary, in the place of the one that runs ---
 
+# It looks for libdmu beside its own folder.
+need cp -r "$TOP/build/lib" "$WORK/lib"
 need mkdir "$WORK/bin"
 start_load 2
 for ((round = 1; round <= ROUNDS; round++)); do
