@@ -160,6 +160,16 @@ writes=$(written)
 check "run directory lost: the load goes on" until_true 60 eval "still && ((\$(written) > $writes + 100))"
 said=$(ctl list 2>&1)
 check "run directory lost: no cowd is found" grep -q "No cowd listens" <<<"$said"
+# Nothing keeps a second one out now.
+first=$cowd_pid
+start_cowd
+said=$(ctl attach --name disk "$spec" 2>&1)
+check "run directory lost: a second one leaves the device to the first" \
+	grep -q "There is a device disk already" <<<"$said"
+end_cowd TERM
+cowd_pid=$first
+writes=$(written)
+check "run directory lost: which goes on" until_true 60 eval "still && ((\$(written) > $writes + 100))"
 end_cowd TERM || not_ok "run directory lost: it ended as asked" "status $?"
 from=$(stat -c %s "$LOG")
 start_cowd
