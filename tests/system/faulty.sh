@@ -231,6 +231,9 @@ need truncate -s "$SIZE" "$WORK/images/base"
 need blockload fill "$WORK/images/base" "$WORK/base" --bytes "$SIZE"
 need umount "$WORK/images"
 need mount -o ro,noload "$base" "$WORK/images"
+# It may have mounts of its own.
+end_cowd TERM
+start_cowd
 spec=qcow2:$store
 for mode in ${ALL:+flush} always; do
 	fresh_qcow2
@@ -240,7 +243,6 @@ if [[ $ALL ]]; then
 	fresh_qcow2
 	one_case "qcow2, faulty base, flush" flush "$spec" base
 fi
-need umount "$WORK/images"
 
 # --- what is left ---
 
@@ -248,4 +250,5 @@ echo "# figure: resident memory after the first case $at_first KiB, after the la
 check "nothing is left" test "$(traces)" = "$before"
 check "nor files open" test "$(files)" -le "$files_at_first"
 end_cowd TERM
+need umount "$WORK/images"
 check "nor devices" remove_disks
