@@ -89,6 +89,7 @@ trouble() {
 	sleep "$BAD"
 	if [[ $* == *store* && $mode != transient ]]; then
 		check "$name: $kind, a commit failed" until_true 30 more commit_failures "$failures"
+		check "$name: $kind, which is an event" grep -q "could not be made durable" <<<"$(sentence commit-failed)"
 	fi
 	commits=$(session commits)
 	each good "$@"
