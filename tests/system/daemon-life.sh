@@ -24,7 +24,8 @@ still() { kill -0 "$load" 2>/dev/null; }
 start_load() {
 	cp "$WORK/base" "$WORK/state"
 	if dmsetup info disk >/dev/null 2>&1; then need ctl detach disk; fi
-	new_store cow base disk flush 4K
+	need ctl create --force -o granule=4K "$spec"
+	need ctl attach --name disk "$spec"
 	blockload load /dev/mapper/disk "$WORK/state" --seed "$1" --sync-every 8 >"$WORK/load" 2>&1 &
 	load=$!
 }
@@ -129,30 +130,35 @@ rmdir "$GROUP"
 
 # --- what it lies on is not there yet ---
 
-# The name of the store, as before udev has made it.
-link=$(readlink "$(vol cow)")
+# A name that is not udev's, which would make it anew.
+need ctl detach disk
+need ln -s "$(vol cow)" "$WORK/late"
+plain_spec=$spec
+spec=dscow:$WORK/late:$(vol base)
 start_load 5
 goes_on "too early"
 end_cowd KILL
-need rm "$(vol cow)"
+need rm "$WORK/late"
 start_cowd
-check "too early: it is told" until_true 30 eval 'ctl events | grep -q "$(vol cow) does not exist"'
+check "too early: it is told" until_true 30 eval 'ctl events | grep -q "$WORK/late does not exist"'
 check "too early: the load waits" still
-need ln -s "$link" "$(vol cow)"
+need ln -s "$(vol cow)" "$WORK/late"
 check "too early: it is served when that is there" until_true 60 is_active
 goes_on "too early"
 end_load "too early"
 # The same where the device is gone, too.
 end_cowd KILL
 need dmsetup remove disk
-need rm "$(vol cow)"
+need rm "$WORK/late"
 start_cowd
-need ln -s "$link" "$(vol cow)"
+need ln -s "$(vol cow)" "$WORK/late"
 check "too early, and no device: the store can be attached" ctl attach --name disk "$spec"
 check "too early, and no device: nothing is lost" blockload verify /dev/mapper/disk "$WORK/state"
 
 # --- the run directory is lost ---
 
+need ctl detach disk
+spec=$plain_spec
 start_load 6
 goes_on "run directory lost"
 rm -r "$RUN"
