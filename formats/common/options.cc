@@ -45,6 +45,14 @@ uint64_t take_size(Options& options, const std::string& name, uint64_t otherwise
   return value;
 }
 
+std::string take_text(Options& options, const std::string& name, const std::string& otherwise) {
+  const auto found = options.find(name);
+  if (found == options.end()) return otherwise;
+  std::string value = found->second;
+  options.erase(found);
+  return value;
+}
+
 void refuse_others(const Options& options, const std::string& format) {
   if (options.empty()) return;
   throw Error(EINVAL, "Option " + options.begin()->first + " is not one of the format " + format +

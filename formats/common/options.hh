@@ -16,6 +16,9 @@ uint64_t parse_size(const std::string& option, const std::string& text);
 // Takes options[name] out of the map; `otherwise` where it is not given.
 uint64_t take_size(Options& options, const std::string& name, uint64_t otherwise);
 
+// The same for what is no size.
+std::string take_text(Options& options, const std::string& name, const std::string& otherwise);
+
 // Throws EINVAL naming what take_... has left over.
 void refuse_others(const Options& options, const std::string& format);
 

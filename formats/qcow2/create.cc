@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "cowd/core/error.hh"
+#include "formats/common/backing.hh"
 #include "formats/common/bytes.hh"
 #include "formats/common/options.hh"
 #include "formats/common/signatures.hh"
@@ -28,14 +29,6 @@ struct Places {
   uint64_t data = 0;  // behind the L2 tables
   uint64_t end = 0;
 };
-
-std::string take_text(Options& options, const std::string& name, const std::string& otherwise) {
-  const auto found = options.find(name);
-  if (found == options.end()) return otherwise;
-  std::string value = found->second;
-  options.erase(found);
-  return value;
-}
 
 uint32_t bits_of(uint64_t value) {
   uint32_t bits = 0;
@@ -127,30 +120,6 @@ void require_sense(const Header& header, Preallocation preallocation) {
     throw Error(EINVAL,
                 "With data_file_raw=on the data file has all of the disk in it: it cannot lie on "
                 "a backing_file.");
-}
-
-// The name is kept as it is given, so that both can be moved together.
-Task<uint64_t> take_backing(CreateRequest& request, Header& header) {
-  header.backing_name = take_text(request.options, "backing_file", "");
-  header.backing_format = take_text(request.options, "backing_fmt", "");
-  if (request.base)
-    throw Error(EINVAL, "What lies under a qcow2 image is named in it: say -o backing_file=" +
-                            request.base->name() + ",backing_fmt=... instead of a base.");
-  if (header.backing_name.empty() && !header.backing_format.empty())
-    throw Error(EINVAL, "Option backing_fmt is given without backing_file.");
-  if (header.backing_name.empty()) co_return 0;
-  if (header.backing_format.empty())
-    throw Error(EINVAL,
-                "Option backing_file needs backing_fmt (raw, qcow2, ...): the format is "
-                "never guessed.");
-  if (header.backing_name.size() > kMaxBackingName)
-    throw Error(ENAMETOOLONG,
-                "The name of the backing file is longer than the 1023 bytes that "
-                "an image can keep.");
-  if (!request.references) co_return 0;
-  const std::unique_ptr<Image> image =
-      co_await request.references->image(*request.top, header.backing_name, header.backing_format);
-  co_return image->sectors() * kSector;
 }
 
 uint64_t clusters_for(const Header& header, uint64_t bytes) {
@@ -295,7 +264,11 @@ Task<> create(CreateRequest request) {
   take_features(request.options, header);
   const uint64_t asked = take_size(request.options, "size", request.size);
   const Preallocation preallocation = take_preallocation(request.options);
-  const uint64_t beneath = co_await take_backing(request, header);
+  BackingName backing;
+  const std::string format = "qcow2";
+  const uint64_t beneath = co_await take_backing(request, format, backing);
+  header.backing_name = backing.file;
+  header.backing_format = backing.format;
   refuse_others(request.options, "qcow2");
   require_sense(header, preallocation);
   header.size = round_up(asked ? asked : beneath, kSector);

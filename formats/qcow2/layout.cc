@@ -5,6 +5,7 @@
 
 #include "cowd/core/error.hh"
 #include "formats/common/any_offset.hh"
+#include "formats/common/backing.hh"
 #include "formats/common/bytes.hh"
 
 namespace cowd::qcow2 {

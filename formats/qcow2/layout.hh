@@ -27,7 +27,6 @@ inline constexpr uint32_t kMaxSnapshots = 65536;
 inline constexpr uint32_t kMinClusterBits = 9;
 inline constexpr uint32_t kMaxClusterBits = 21;
 inline constexpr uint32_t kMinExtendedBits = 14;
-inline constexpr uint32_t kMaxBackingName = 1023;
 inline constexpr uint64_t kMaxVirtualSize = uint64_t{1} << 60;
 
 // "Header", feature bits.

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "cowd/core/error.hh"
+#include "formats/common/backing.hh"
 #include "formats/common/bytes.hh"
 #include "formats/qcow2/image.hh"
 #include "formats/qcow2/operations.hh"
@@ -71,21 +72,16 @@ Task<std::shared_ptr<Disk>> open_data_file(const OpenRequest& request, const Hea
   co_return co_await request.references->disk(*request.top, header.data_file, writable);
 }
 
-Task<std::unique_ptr<Beneath>> open_backing(const OpenRequest& request, const Header& header) {
-  if (header.backing_name.empty()) co_return nullptr;
-  const std::string& name = request.top->name();
-  if (header.backing_format.empty())
-    throw Error(EINVAL, name + " lies on " + header.backing_name +
+Task<std::unique_ptr<Beneath>> open_beneath(const OpenRequest& request, const Header& header) {
+  const BackingName backing{header.backing_name, header.backing_format};
+  if (backing.file.empty()) co_return nullptr;
+  if (backing.format.empty())
+    throw Error(EINVAL, request.top->name() + " lies on " + backing.file +
                             " and does not say in which format that is, which is not guessed: "
                             "set it with 'qemu-img rebase -u -b " +
-                            header.backing_name + " -F FORMAT'.");
-  if (!request.references)
-    throw Error(EINVAL,
-                name + " lies on " + header.backing_name + ", and no other files are opened here.");
-  std::unique_ptr<Image> image =
-      co_await request.references->image(*request.top, header.backing_name, header.backing_format);
+                            backing.file + " -F FORMAT'.");
   const uint32_t first_dest = header.has_data_file() ? 2 : 1;
-  co_return std::make_unique<Beneath>(std::move(image), first_dest, request.top->block_size());
+  co_return co_await open_backing(request, backing, first_dest);
 }
 
 // What lies beneath may have larger blocks than the image, and then the whole device has.
@@ -142,7 +138,7 @@ Task<std::unique_ptr<Image>> open(OpenRequest request) {
   std::shared_ptr<Disk> data_file = co_await open_data_file(request, *header);
   const bool writes = !request.read_only;
   if (writes && data_file) require_data_file(top, *header, *data_file);
-  std::unique_ptr<Beneath> beneath = co_await open_backing(request, *header);
+  std::unique_ptr<Beneath> beneath = co_await open_beneath(request, *header);
   if (writes && beneath) require_granule(top, *header, *beneath);
   if (writes && header->incompatible & kDirty) co_await rebuild_refcounts(top, *header);
   Header* known = header.get();

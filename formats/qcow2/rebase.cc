@@ -15,6 +15,7 @@
 
 #include "cowd/core/error.hh"
 #include "formats/common/any_offset.hh"
+#include "formats/common/backing.hh"
 #include "formats/common/bytes.hh"
 #include "formats/qcow2/operations.hh"
 
@@ -157,24 +158,16 @@ class Rewriter {
   uint64_t name_at_ = 0;
 };
 
-void require_sensible(const Disk& top, const Header& header, const RebaseRequest& request) {
+void require_sensible(const Header& header, const RebaseRequest& request) {
+  require_nameable(request);
   const auto refuse = [&](int code, const std::string& what) {
-    throw Error(code, top.name() + what);
+    throw Error(code, request.top->name() + what);
   };
-  if (top.read_only()) refuse(EROFS, " cannot be written to: make it writable.");
   if (header.incompatible & kCorrupt)
     refuse(EROFS,
            ": a program has marked the image as damaged, so it is not written to: run 'cowctl "
            "check --repair' first.");
-  if (request.file.empty()) return;
-  if (request.format.empty())
-    refuse(EINVAL, " is to lie on " + request.file +
-                       ", and in which format that is is never guessed: say it with -F.");
-  if (request.file.size() > kMaxBackingName || request.file.find('\0') != std::string::npos)
-    refuse(ENAMETOOLONG,
-           " cannot name a backing file with a name of more than 1023 bytes, or with a NUL in "
-           "it: give another name.");
-  if (header.autoclear & kRawExternal)
+  if (!request.file.empty() && header.autoclear & kRawExternal)
     refuse(EINVAL,
            " has its data in a raw file of its own, which shows nothing of a backing file: "
            "convert it with 'qemu-img convert' without data_file_raw.");
@@ -185,7 +178,7 @@ void require_sensible(const Disk& top, const Header& header, const RebaseRequest
 Task<> rebase(RebaseRequest request) {
   Disk& top = *request.top;
   Header header = co_await read_header(top);
-  require_sensible(top, header, request);
+  require_sensible(header, request);
   Rewriter rewriter(top, std::move(header), request);
   co_await rewriter.run();
 }
