@@ -18,11 +18,12 @@ struct Known {
   uint32_t offset;
   std::string_view magic;
   uint32_t uuid;  // offset of 16 bytes; 0: none in binary
+  bool image = false;
 };
 
 constexpr Known kKnown[] = {
-    {"a dscow store", 0, "dscow\x1a\r\n"sv, 0},
-    {"a dscow store", 4096, "dscow\x1a\r\n"sv, 0},
+    {"a dscow store", 0, "dscow\x1a\r\n"sv, 0, true},
+    {"a dscow store", 4096, "dscow\x1a\r\n"sv, 0, true},
     {"an ext2/3/4 file system", 1080, "\x53\xef"sv, 1128},
     {"an XFS file system", 0, "XFSB"sv, 32},
     {"a btrfs file system", 65600, "_BHRfS_M"sv, 65568},
@@ -39,10 +40,12 @@ constexpr Known kKnown[] = {
     {"a member of a software RAID", 0, "\xfc\x4e\x2b\xa9"sv, 16},
     {"a GUID partition table", 512, "EFI PART"sv, 568},
     {"a GUID partition table", 4096, "EFI PART"sv, 4152},
-    {"a qcow2 image", 0, "QFI\xfb"sv, 0},
-    {"a VMDK image", 0, "KDMV"sv, 0},
-    {"a VHD image", 0, "conectix"sv, 0},
-    {"a VHDX image", 0, "vhdxfile"sv, 0},
+    {"a qcow2 image", 0, "QFI\xfb"sv, 0, true},
+    {"a VMDK image", 0, "KDMV"sv, 0, true},
+    {"a VMDK image", 0, "COWD"sv, 0, true},
+    {"a VMDK image", 0, "# Disk DescriptorFile"sv, 0, true},
+    {"a VHD image", 0, "conectix"sv, 0, true},
+    {"a VHDX image", 0, "vhdxfile"sv, 0, true},
     {"a boot sector or a partition table", 510, "\x55\xaa"sv, 0},
 };
 
@@ -56,7 +59,7 @@ bool matches(const Known& known, std::span<const std::byte> head) {
 std::vector<Signature> find_signatures(std::span<const std::byte> head) {
   std::vector<Signature> found;
   for (const Known& known : kKnown)
-    if (matches(known, head)) found.push_back({known.what, known.offset});
+    if (matches(known, head)) found.push_back({known.what, known.offset, known.image});
   return found;
 }
 

@@ -19,6 +19,7 @@ namespace cowd {
 struct Signature {
   std::string what;  // "an ext2/3/4 file system"
   uint64_t offset;   // bytes, of the magic number
+  bool image;        // of a disk, in a format that is not raw
 };
 
 // Signatures lie in the first so many bytes of a disk.

@@ -12,8 +12,9 @@ Task<nlohmann::json> info(std::shared_ptr<Disk> top) {
                       {"virtual-size", header.size},
                       {"cluster-size", header.cluster()},
                       {"table-entries", header.entries()}};
-  const std::string backing = co_await backing_name(*top, header);
-  if (!backing.empty()) json["base"] = backing;
+  const BackingName backing = co_await read_backing_name(*top, header);
+  if (!backing.file.empty()) json["base"] = json["backing-filename"] = backing.file;
+  if (!backing.format.empty()) json["backing-filename-format"] = backing.format;
   co_return json;
 }
 

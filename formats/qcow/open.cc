@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+#include <algorithm>
 #include <utility>
 
 #include "cowd/core/error.hh"
+#include "formats/common/signatures.hh"
 #include "formats/growing/image.hh"
 #include "formats/qcow/qcow.hh"
 #include "formats/qcow/tables.hh"
@@ -11,24 +13,40 @@ namespace {
 
 using growing::Parts;
 
-// The format has no place for the backing file's format, and none is ever guessed.
-Task<> refuse_backing(Disk& top, const Header& header) {
-  const std::string name = co_await backing_name(top, header);
-  if (!name.empty())
-    throw Error(EOPNOTSUPP,
-                top.name() + " lies on " + name +
-                    ", and a qcow image cannot say in what format that is: convert it to qcow2 "
-                    "(qemu-img convert -f qcow -O qcow2), which takes in what lies beneath.");
+// Raw is what is meant where the image says nothing. A file that is an image for sure is not
+// served as if it were none; what that is stays for the operator to say.
+Task<> require_raw(const Disk& top, const std::string& file, Beneath& beneath) {
+  Buffer head(std::min<uint64_t>(kSignatureSpan, beneath.sectors() * kSector));
+  co_await beneath.read_bytes({0, head.size() / kSector}, head);
+  for (const Signature& found : find_signatures(head))
+    if (found.image)
+      throw Error(EINVAL, top.name() + " lies on " + file +
+                              " and does not say in which format that is, so it is raw; but it "
+                              "looks like " +
+                              found.what + ". Say which it is: cowctl rebase -u -b " + file +
+                              " -F FORMAT qcow:" + top.name());
 }
 
-void require_growable(const Disk& top, const Header& header, const Clusters::Use& use) {
+Task<std::unique_ptr<Beneath>> open_beneath(const OpenRequest& request, const Header& header) {
+  BackingName backing = co_await read_backing_name(*request.top, header);
+  if (backing.file.empty()) co_return nullptr;
+  const bool said = !backing.format.empty();
+  if (!said) backing.format = "raw";
+  std::unique_ptr<Beneath> beneath = co_await open_backing(request, backing, 1);
+  if (!said) co_await require_raw(*request.top, backing.file, *beneath);
+  co_return beneath;
+}
+
+// What lies beneath may have larger blocks than the image, and then the whole device has.
+void require_growable(const Disk& top, const Header& header, const Clusters::Use& use,
+                      const Beneath* beneath) {
   if (!use.errors.empty())
     throw Error(EINVAL, use.errors.front() +
                             " The image is damaged: attach it read-only and copy what can be "
                             "read.");
-  if (header.cluster() < top.block_size() || (!use.aligned && top.block_size() > kSector))
-    throw Error(EINVAL, top.name() + " lies on a disk with blocks of " +
-                            std::to_string(top.block_size()) +
+  const uint32_t block = beneath ? beneath->block_size() : top.block_size();
+  if (header.cluster() < block || (!use.aligned && block > kSector))
+    throw Error(EINVAL, top.name() + " lies on a disk with blocks of " + std::to_string(block) +
                             " bytes, and its clusters do not fit those: attach it read-only, or "
                             "convert it.");
 }
@@ -39,13 +57,13 @@ Task<std::unique_ptr<Image>> open(OpenRequest request) {
   growing::require_sensible(request, "qcow");
   Disk& top = *request.top;
   const Header header = co_await read_header(top);
-  co_await refuse_backing(top, header);
   auto clusters = std::make_unique<Clusters>(top, header, request.metadata_cache);
   co_await clusters->load();
   Parts parts;
+  parts.beneath = co_await open_beneath(request, header);
   if (!request.read_only) {
     const Clusters::Use use = co_await clusters->used(Clusters::Look::overlaps);
-    require_growable(top, header, use);
+    require_growable(top, header, use, parts.beneath.get());
     const std::shared_ptr<growing::Space> space = clusters->space(use);
     parts.spaces = {space};
     parts.shape.align = header.cluster() / kSector;

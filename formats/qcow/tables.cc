@@ -185,7 +185,13 @@ nlohmann::json Clusters::stats() const {
 
 Task<Clusters::Use> Clusters::used(Look look, const Progress& progress) {
   Use use;
-  take({0, header_.first_level + first_level_.size() * 8}, "The header", look, use);
+  take({0, header_.first_level_end()}, "The header", look, use);
+  // Before that end it is where nothing is given away.
+  const uint64_t behind = round_up(header_.first_level_end(), header_.cluster());
+  if (header_.has_backing() && header_.backing_end() > behind) {
+    const uint64_t begin = std::max(header_.backing_offset, behind);
+    take({begin, header_.backing_end() - begin}, "The backing file's name", look, use);
+  }
   for (uint64_t index = 0; index < first_level_.size(); index++) {
     if (first_level_[index] == 0) continue;
     use.tables++;
@@ -246,8 +252,7 @@ std::shared_ptr<Space> Clusters::space(const Use& use) const {
   const uint64_t end = round_up(use.end, header_.cluster()) / kSector;
   auto space = std::make_shared<Space>(end, top_.size() / kSector);
   const uint64_t places = std::min<uint64_t>(use.end / header_.cluster(), kMaxPlaces);
-  uint64_t at = round_up(header_.first_level + first_level_.size() * 8, header_.cluster()) >>
-                header_.cluster_bits;
+  uint64_t at = round_up(header_.first_level_end(), header_.cluster()) >> header_.cluster_bits;
   while ((at = use.taken.next_free(at, places)) < places) {
     const uint64_t behind = use.taken.next_taken(at, places);
     space->add_hole(at * block_sectors(), behind * block_sectors());

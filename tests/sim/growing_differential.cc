@@ -43,15 +43,42 @@ Beginning begin_ours(const Variety& variety, uint64_t seed) {
           content};
 }
 
+// An image of qemu-img's on its backing file, with data, and compressed clusters, of its own.
+void make_on_backing(const Variety& variety, const std::string& base, const Folder& folder,
+                     uint64_t sectors, Random& random) {
+  save(*variety.format.files->disks.at(base), folder / base);
+  std::string words = "cd " + (folder / "") + " && qemu-img create -q -f " + variety.format.qemu +
+                      " -b " + base + " -F " + variety.format.options.at("backing_fmt") + " " +
+                      *variety.convert + " image " + std::to_string(sectors * kSectorBytes) +
+                      " && qemu-io -f " + variety.format.qemu;
+  for (uint64_t i = 1 + random() % 12; i > 0; i--) {
+    const bool packed = random() % 2;  // a cluster, which has 512 bytes
+    const uint64_t at = random() % sectors;
+    const uint64_t len = packed ? 1 : std::min(1 + random() % 200, sectors - at);
+    words += " -c 'write -q" + std::string(packed ? " -c" : "") + " -P " + std::to_string(i) + " " +
+             std::to_string(at * kSectorBytes) + " " + std::to_string(len * kSectorBytes) + "'";
+  }
+  EXPECT_EQ(shell(words + " image"), "") << words;
+}
+
 Beginning begin_theirs(const Variety& variety, uint64_t seed) {
   const Folder folder;
   Random random(seed);
-  write_file(folder / "disk", some_content(some_size(variety, variety.unit, random), random));
-  // Of a compressed qcow image qemu-img 7.2 makes all and returns 1 without a word.
-  shell("qemu-img convert -f raw -O " + variety.format.qemu + " " + *variety.convert + " " +
-        (folder / "disk") + " " + (folder / "image"));
-  std::filesystem::remove(folder / "disk");
+  const uint64_t bytes = some_size(variety, variety.unit, random);
+  if (const auto base = variety.format.options.find("backing_file");
+      base != variety.format.options.end()) {
+    make_on_backing(variety, base->second, folder, bytes / kSectorBytes, random);
+  } else {
+    write_file(folder / "disk", some_content(bytes, random));
+    // Of a compressed qcow image qemu-img 7.2 makes all and returns 1 without a word.
+    shell("qemu-img convert -f raw -O " + variety.format.qemu + " " + *variety.convert + " " +
+          (folder / "disk") + " " + (folder / "image"));
+    std::filesystem::remove(folder / "disk");
+  }
   Beginning made{variety.format, load(folder / "image"), {}};
+  const Options& options = variety.format.options;
+  if (variety.rebase)
+    run(variety.rebase({made.top, options.at("backing_file"), options.at("backing_fmt")}));
   if (made.format.files) {
     made.format.files = std::make_shared<Files>(*made.format.files);
     made.format.files->disks.clear();

@@ -139,8 +139,11 @@ struct Variety {
   GrowingFormat format;
   uint64_t unit = 512;  // of the disk's size, in bytes
   uint64_t least = unit, most = 1 << 20;
-  // Options of `qemu-img convert`, which begins them.
+  // Options of `qemu-img convert`, which begins them; where the format's options have a
+  // backing_file, of `qemu-img create`.
   std::optional<std::string> convert = std::nullopt;
+  // Says the format of the backing file, which qemu-img does not.
+  Task<> (*rebase)(RebaseRequest) = nullptr;
 };
 
 // Short random sequences, each on a small image of the next variety; in the end of each the judge

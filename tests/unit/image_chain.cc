@@ -56,8 +56,8 @@ Pair make_pair(const std::string& top_format, const std::string& base_format, ui
   const auto chain = std::make_shared<Chain>();
   Parts parts = pair.parts(nullptr, pair.base, chain);
   Options options{{"granule", "4K"}};
-  if (top_format == "qcow2")
-    options = {{"cluster_size", "4K"}, {"backing_file", "base"}, {"backing_fmt", base_format}};
+  if (top_format != "dscow") options = {{"backing_file", "base"}, {"backing_fmt", base_format}};
+  if (top_format == "qcow2") options["cluster_size"] = "4K";
   pair.top = make("top", top_format, kDisk, options, parts);
   pair.wanted = beneath;
   pair.wanted.resize(kDisk);
@@ -173,6 +173,19 @@ TEST_F(ImageChain, ACommitOfDscowSurvivesAPowerCut) {
     cut_everywhere(make_pair("dscow", "raw", bytes), commit_it, expect_committable);
 }
 
+TEST_F(ImageChain, ACommitOfQcowSurvivesAPowerCut) {
+  for (const std::string format : {"raw", "qcow2", "qcow"})
+    cut_everywhere(make_pair("qcow", format, kDisk), commit_it, expect_committable);
+  cut_everywhere(make_pair("qcow", "raw", kDisk / 2 + 512), commit_it, expect_committable);
+}
+
+// Its name moves when there is nothing else behind it.
+TEST_F(ImageChain, ACommitOfQcowSurvivesAPowerCutWhereItsNameIsLast) {
+  const Pair pair = make_pair("qcow", "raw", kDisk);
+  run(plugin("qcow").rebase({pair.top, "base", "raw"}));
+  cut_everywhere(pair, commit_it, expect_committable);
+}
+
 // What the store did not show of its base is not shown afterwards either.
 TEST_F(ImageChain, ABaseThatHasGrownShowsNothingMoreAfterACommit) {
   const Pair pair = make_pair("dscow", "raw", kDisk / 2);
@@ -211,7 +224,7 @@ TEST_F(ImageChain, AnAttachedStoreIsNotCommitted) {
 }
 
 TEST_F(ImageChain, ACommitThatKeepsTheTopChangesOnlyTheBase) {
-  for (const std::string top : {"qcow2", "dscow"}) {
+  for (const std::string top : {"qcow2", "qcow", "dscow"}) {
     const Pair pair = make_pair(top, "raw", kDisk);
     const Bytes before = pair.top->peek(0, pair.top->size());
     const auto chain = std::make_shared<Chain>();
@@ -220,7 +233,7 @@ TEST_F(ImageChain, ACommitThatKeepsTheTopChangesOnlyTheBase) {
     EXPECT_GT(counts.copied, 0u);
     expect_the_disk(pair, pair.top, pair.base);
     EXPECT_TRUE(first(bytes_of({"raw", pair.base}), kDisk) == pair.wanted);
-    if (top == "qcow2") {
+    if (top != "dscow") {
       EXPECT_TRUE(pair.top->peek(0, pair.top->size()) == before);
     }
   }
@@ -228,7 +241,7 @@ TEST_F(ImageChain, ACommitThatKeepsTheTopChangesOnlyTheBase) {
 
 // An operation fails; what is left is as good as after a power cut.
 TEST_F(ImageChain, ACommitThatFailsLosesNothing) {
-  for (const std::string top_format : {"qcow2", "dscow"}) {
+  for (const std::string top_format : {"qcow2", "qcow", "dscow"}) {
     const Pair pair = make_pair(top_format, "raw", kDisk);
     bool failed = true;
     for (uint64_t nth = 1; failed; nth++) {
@@ -269,18 +282,18 @@ class Rebase : public ImageChain {
     return chain;
   }
 
-  void rebase_it(const Pair&, std::shared_ptr<Disk> top, std::shared_ptr<Disk> base) const {
+  void rebase_it(const Pair& pair, std::shared_ptr<Disk> top, std::shared_ptr<Disk> base) const {
     const auto chain = chain_of(base, other_);
     std::unique_ptr<Image> next = run(open({"raw", other_}, false));
-    std::unique_ptr<Image> image = run(open({"qcow2", top, nullptr, chain}, true));
+    std::unique_ptr<Image> image = run(open({pair.top_format, top, nullptr, chain}, true));
     run(copy_up(*image, next.get(), {}));
     run(close(std::move(image), top));
-    run(plugin("qcow2").rebase({top, "a longer name of another base", "raw"}));
+    run(plugin(pair.top_format).rebase({top, "a longer name of another base", "raw"}));
   }
 
   void expect_either(const Pair& pair, std::shared_ptr<SimDisk> top,
                      std::shared_ptr<SimDisk> base) const {
-    const Parts parts{"qcow2", top, nullptr, chain_of(base, other_)};
+    const Parts parts{pair.top_format, top, nullptr, chain_of(base, other_)};
     expect_no_errors(parts);
     ASSERT_TRUE(bytes_of(parts) == pair.wanted) << "the disk reads otherwise";
   }
@@ -289,12 +302,14 @@ class Rebase : public ImageChain {
 };
 
 TEST_F(Rebase, SurvivesAPowerCut) {
-  const Pair pair = make_pair("qcow2", "qcow2", kDisk);
-  cut_everywhere(
-      pair, [this](const Pair& of, auto top, auto base) { rebase_it(of, top, base); },
-      [this](const Pair& of, auto top, auto base) { expect_either(of, top, base); });
-  rebase_it(pair, pair.top, pair.base);
-  EXPECT_EQ(run(plugin("qcow2").info(pair.top))["base"], "a longer name of another base");
+  for (const std::string format : {"qcow2", "qcow"}) {
+    const Pair pair = make_pair(format, format, kDisk);
+    cut_everywhere(
+        pair, [this](const Pair& of, auto top, auto base) { rebase_it(of, top, base); },
+        [this](const Pair& of, auto top, auto base) { expect_either(of, top, base); });
+    rebase_it(pair, pair.top, pair.base);
+    EXPECT_EQ(run(plugin(format).info(pair.top))["base"], "a longer name of another base");
+  }
 }
 
 // The header alone, with all that may stand in it, on blocks of either size.
@@ -303,25 +318,27 @@ TEST_F(Rebase, TheHeaderHasTheOldNameOrTheNewOne) {
       {"base", "raw"}, {std::string(1000, 'x'), "qcow2"},
       {"", ""},        {std::string(1023, 'y'), "vmdk"},
       {"b", "raw"},    {std::string(600, 'z'), "vhd"}};
+  const std::vector<std::pair<std::string, Options>> kinds = {
+      {"qcow2", {{"compat", "1.1"}}}, {"qcow2", {{"compat", "0.10"}}}, {"qcow", {}}};
   for (const uint32_t block : {512u, 4096u})
-    for (const std::string compat : {"1.1", "0.10"}) {
-      const auto disk = make("top", "qcow2", kDisk, {{"compat", compat}}, {}, block);
+    for (const auto& [format, options] : kinds) {
+      const auto disk = make("top", format, kDisk, options, {}, block);
       std::pair<std::string, std::string> now;
       for (int round = 0; round < 3; round++)
         for (const auto& next : names) {
           disk->record();
-          run(plugin("qcow2").rebase({disk, next.first, next.second}));
+          run(plugin(format).rebase({disk, next.first, next.second}));
           for (size_t at = 0; at <= disk->log().size(); at++)
             for (uint64_t seed = 0; seed < 4; seed++) {
               Random random(seed);
               const auto found = disk->crash(at, Survives::anything, random);
-              const nlohmann::json info = run(plugin("qcow2").info(found));
+              const nlohmann::json info = run(plugin(format).info(found));
               const std::pair<std::string, std::string> said = {
                   info.value("base", ""), info.value("backing-filename-format", "")};
               ASSERT_TRUE(said == now || said == next) << said.first << " in " << said.second;
-              ASSERT_EQ(check({"qcow2", found}).errors, 0u);
+              ASSERT_EQ(check({format, found}).errors, 0u);
             }
-          const nlohmann::json info = run(plugin("qcow2").info(disk));
+          const nlohmann::json info = run(plugin(format).info(disk));
           ASSERT_EQ(info.value("base", ""), next.first);
           now = next;
         }
@@ -329,10 +346,12 @@ TEST_F(Rebase, TheHeaderHasTheOldNameOrTheNewOne) {
 }
 
 TEST_F(Rebase, ADryOneChangesNothing) {
-  const auto disk = make("top", "qcow2", kDisk);
-  disk->reset_counts();
-  run(plugin("qcow2").rebase({disk, "base", "raw", true}));
-  EXPECT_EQ(disk->counts().writes, 0u);
+  for (const std::string format : {"qcow2", "qcow"}) {
+    const auto disk = make("top", format, kDisk);
+    disk->reset_counts();
+    run(plugin(format).rebase({disk, "base", "raw", true}));
+    EXPECT_EQ(disk->counts().writes, 0u);
+  }
 }
 
 // --- compare ----------------------------------------------------------------------------

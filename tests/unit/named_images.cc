@@ -221,18 +221,37 @@ TEST_F(NamedImages, TheDataFileOfAQcow2) {
   });
 }
 
-// The format has no place for the format of what lies beneath, so nothing is opened at all.
-TEST_F(NamedImages, WhatLiesBeneathAQcow) {
-  make("qcow", "top.qcow", {}, 1 << 20);
+// `image`, a qcow of ours on a raw file, names something else now; its format stands behind the
+// name, or nowhere.
+std::string with_name_and_format(const std::string& image, const std::string& old,
+                                 const std::string& name, const std::string& format) {
+  std::string named = image;
+  std::string text = name + format;
+  text.resize(old.size() + 3);
+  named.replace(named.find(old), text.size(), text);
+  named[19] = static_cast<char>(name.size());
+  named[35] = static_cast<char>(format.size());
+  return named;
+}
+
+TEST_F(NamedImages, TheBackingFileOfAQcow) {
+  const std::string old(kNameRoom, 'o');
+  write(inside_ / old, std::string(65536, 'o'));
+  make("qcow", "top.qcow", {{"backing_file", old}, {"backing_fmt", "raw"}}, 65536);
   const std::string image = read(inside_ / "top.qcow");
-  for (const std::string name :
-       {"/etc/shadow", "/dev/sda", "../secret", "link", "top.qcow", "flat"}) {
-    std::string named = image;
-    named.replace(2048, name.size(), name);
-    named[14] = 8, named[15] = 0;  // at 2048
-    named[19] = static_cast<char>(name.size());
-    write(inside_ / "top.qcow", named);
-    EXPECT_NE(refusal("qcow", "top.qcow", EOPNOTSUPP).find("lies on " + name), std::string::npos);
+  for (const std::string format : {"", "raw", "qcow"}) {
+    const auto refused = [&](const std::string& name, int code) {
+      write(inside_ / "top.qcow", with_name_and_format(image, old, name, format));
+      return refusal("qcow", "top.qcow", code);
+    };
+    each_bad_name("top.qcow", refused);
+    EXPECT_NE(refused("json:{}", EPERM).find("no plain path"), std::string::npos);
+    if (format == "qcow") continue;
+    EXPECT_EQ(refused("flat", 0), "");
+  }
+  for (const std::string format : {"luks", "../qcow", "\x01"}) {
+    write(inside_ / "top.qcow", with_name_and_format(image, old, "flat", format));
+    EXPECT_NE(refusal("qcow", "top.qcow", ENOENT, "no format"), "");
   }
 }
 
@@ -291,6 +310,19 @@ TEST_F(NamedImages, AThousandQcow2AreTooMany) {
     write(inside_ / ("i" + std::to_string(i)), with_name(image, old, parent, 19));
   }
   expect_refused_soon("qcow2");
+}
+
+TEST_F(NamedImages, AThousandQcowAreTooMany) {
+  const std::string old(kNameRoom, 'o');
+  make("qcow", "base", {}, 65536);
+  write(inside_ / old, std::string(65536, 'o'));
+  make("qcow", "first", {{"backing_file", old}, {"backing_fmt", "raw"}}, 65536);
+  const std::string image = read(inside_ / "first");
+  for (int i = 1; i <= 1000; i++) {
+    const std::string parent = i == 1 ? "base" : "i" + std::to_string(i - 1);
+    write(inside_ / ("i" + std::to_string(i)), with_name_and_format(image, old, parent, "qcow"));
+  }
+  expect_refused_soon("qcow");
 }
 
 TEST_F(NamedImages, AThousandVmdkAreTooMany) {

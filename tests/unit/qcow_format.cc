@@ -8,6 +8,7 @@
 #include "formats/growing/taken.hh"
 #include "formats/qcow/header.hh"
 #include "formats/qcow/qcow.hh"
+#include "formats/raw/raw.hh"
 #include "tests/sim/growing_world.hh"
 
 namespace cowd::qcow {
@@ -60,13 +61,21 @@ TEST(QcowFormat, DamagedHeadersAreRefused) {
   EXPECT_EQ(fails([](SimDisk& top) { put<uint32_t>(top, 36, 1); }), EINVAL);
   EXPECT_EQ(fails([](SimDisk& top) { put<uint64_t>(top, 40, 1ULL << 40); }), EINVAL);
   EXPECT_EQ(fails([](SimDisk& top) { put<uint64_t>(top, 48, 1ULL << 40); }), EINVAL);
-  // What lies beneath has no format that could be trusted.
-  const auto backed = [](SimDisk& top) {
-    top.poke(4000, Bytes(8, std::byte('a')));
-    put<uint64_t>(top, 8, 4000);
-    put<uint32_t>(top, 16, 8);
+  // The name of what lies beneath: on the header, on the first level, behind the end, too long.
+  const auto named = [&](uint64_t offset, uint32_t bytes, uint16_t format_bytes = 0) {
+    return fails([&](SimDisk& top) {
+      put<uint64_t>(top, 8, offset);
+      put<uint32_t>(top, 16, bytes);
+      put<uint16_t>(top, 34, format_bytes);
+    });
   };
-  EXPECT_EQ(fails(backed), EOPNOTSUPP);
+  EXPECT_EQ(named(40, 8), EINVAL);
+  EXPECT_EQ(named(48 + 24, 8), EINVAL);
+  EXPECT_EQ(named(4090, 7), EINVAL);
+  EXPECT_EQ(named(4090, 6, 1), EINVAL);
+  EXPECT_EQ(named(~0ULL - 4, 8, 3), EINVAL);
+  EXPECT_EQ(named(2000, 1024), EINVAL);
+  EXPECT_EQ(named(2000, 8, 33), EINVAL);
 }
 
 TEST(QcowFormat, ClustersOnEachOtherAreTold) {
@@ -196,6 +205,194 @@ TEST(QcowFormat, ANameOfNoBytesIsNowhere) {
   top->poke(8, offset);
   EXPECT_EQ(check_of(format(), top).errors, 0u);
   EXPECT_TRUE(read_all(format(), top) == Bytes(kMiB));
+}
+
+// --- what lies beneath ----------------------------------------------------------------------
+
+struct Backed {
+  std::shared_ptr<Files> files = std::make_shared<Files>(
+      std::map<std::string, Files::Opener>{{"raw", raw::open}, {"qcow", open}});
+  GrowingFormat made = format();
+  std::shared_ptr<SimDisk> base = std::make_shared<SimDisk>("base", kMiB / 2, 512, false);
+  std::shared_ptr<SimDisk> top;
+
+  explicit Backed(const std::string& name = "base", const std::string& base_format = "raw") {
+    made.files = files;
+    files->disks[name] = base;
+    base->poke(0, Bytes(kMiB / 2, std::byte{'b'}));
+    made.options = {{"backing_file", name}, {"backing_fmt", base_format}};
+    if (base_format == "raw") top = make_image(made, kMiB);
+  }
+  OpenRequest to_open(bool read_only = true) const {
+    OpenRequest asked = request(top, read_only);
+    asked.references = files;
+    return asked;
+  }
+  void forget_format() const { put<uint16_t>(*top, 34, 0); }
+  void rebase_to(const std::string& file, const std::string& its_format) const {
+    run(rebase({top, file, its_format}));
+  }
+};
+
+TEST(QcowFormat, InfoSaysWhatItLiesOn) {
+  const Backed it;
+  nlohmann::json said = run(info(it.top));
+  EXPECT_EQ(said["base"], "base");
+  EXPECT_EQ(said["backing-filename"], "base");
+  EXPECT_EQ(said["backing-filename-format"], "raw");
+  EXPECT_EQ(said["virtual-size"], kMiB);
+  it.forget_format();
+  said = run(info(it.top));
+  EXPECT_EQ(said["base"], "base");
+  EXPECT_FALSE(said.contains("backing-filename-format"));
+}
+
+TEST(QcowFormat, ItIsAsLongAsItsBackingFileWhereNobodySaysOtherwise) {
+  Backed it;
+  it.top = make_image(it.made, 0);
+  EXPECT_EQ(run(open(it.to_open()))->sectors(), kMiB / 1024);
+  it.made.options["size"] = "64K";
+  it.top = make_image(it.made, 0);
+  EXPECT_EQ(run(open(it.to_open()))->sectors(), 128u);
+}
+
+TEST(QcowFormat, WhatCannotLieBeneathIsNotMade) {
+  const auto fails = [](Options options, std::shared_ptr<Disk> base = nullptr) {
+    const Backed it;
+    CreateRequest asked;
+    asked.top = std::make_shared<SimDisk>("image", 0, 512, false);
+    asked.base = std::move(base);
+    asked.size = kMiB;
+    asked.options = std::move(options);
+    asked.references = it.files;
+    return failure_of(create(asked)).first;
+  };
+  EXPECT_EQ(fails({{"backing_file", "base"}}), EINVAL);
+  EXPECT_EQ(fails({{"backing_fmt", "raw"}}), EINVAL);
+  EXPECT_EQ(fails({{"backing_file", "nowhere"}, {"backing_fmt", "raw"}}), ENOENT);
+  EXPECT_EQ(fails({{"backing_file", "base"}, {"backing_fmt", "other"}}), EINVAL);
+  EXPECT_EQ(fails({{"backing_file", std::string(1024, 'x')}, {"backing_fmt", "raw"}}),
+            ENAMETOOLONG);
+  EXPECT_EQ(fails({}, std::make_shared<SimDisk>("base", kMiB, 512, false)), EINVAL);
+  const Backed longest(std::string(1023, 'x'));
+  EXPECT_EQ(failure_of(open(longest.to_open())).first, 0);
+}
+
+// qemu-img cannot write the format down. What is there is raw then, whatever is in it; and what is
+// an image for sure is not served as if it were raw.
+TEST(QcowFormat, WithoutAFormatItIsRawAndNothingElse) {
+  const Backed it;
+  it.forget_format();
+  EXPECT_EQ(read_all(it.made, it.top)[1000], std::byte{'b'});
+  const auto with_head = [&](const std::string& head) {
+    it.base->poke(0, Bytes(4096));
+    it.base->poke(0, std::as_bytes(std::span(head)));
+    return failure_of(open(it.to_open()));
+  };
+  EXPECT_EQ(with_head(std::string(510, 'x') + "\x55\xaa").first, 0);  // a boot sector
+  for (const std::string head : {"QFI\xfb", "KDMV", "COWD", "# Disk DescriptorFile", "conectix",
+                                 "vhdxfile", "dscow\x1a\r\n"}) {
+    const auto [code, sentence] = with_head(head);
+    EXPECT_EQ(code, EINVAL) << head;
+    EXPECT_NE(sentence.find("cowctl rebase -u -b base -F FORMAT"), std::string::npos) << sentence;
+  }
+  // The operator may say that it is raw all the same.
+  it.rebase_to("base", "raw");
+  EXPECT_EQ(read_all(it.made, it.top)[0], std::byte{'d'});
+}
+
+// Nothing is asked of the bytes behind the name, but for as many as the header says.
+TEST(QcowFormat, TheFormatIsOnlyWhatTheHeaderSays) {
+  const Backed it;
+  put<uint16_t>(*it.top, 34, 2);
+  EXPECT_NE(failure_of(open(it.to_open())).second.find("another format: ra"), std::string::npos);
+}
+
+TEST(QcowFormat, WhatItLiesOnIsNotOpenedWhereNothingIs) {
+  const Backed it;
+  EXPECT_EQ(failure_of(open(request(it.top))).first, EINVAL);
+}
+
+// No cluster is given the place of the name, or is taken for one that may lie there.
+TEST(QcowFormat, NothingLiesOnTheName) {
+  const Backed it;
+  it.rebase_to("base", "raw");
+  const uint64_t at = 4096;
+  ASSERT_EQ(load_be<uint64_t>(it.top->peek(8, 8), 0), at);
+  EXPECT_EQ(check_of(it.made, it.top).errors, 0u);
+  {
+    Life life(it.made, it.top, 1);
+    life.attach();
+    Guest guest(life.kernel, kMiB / 512, Bytes(kMiB / 2, std::byte{'b'}));
+    run(guest.write({0, 64}));
+    run(guest.verify());
+    life.detach();
+    EXPECT_TRUE(read_all(it.made, it.top) == guest.expected());
+  }
+  EXPECT_EQ(run(info(it.top))["base"], "base");
+  EXPECT_EQ(check_of(it.made, it.top).errors, 0u);
+  const auto first_level = load_be<uint64_t>(it.top->peek(40, 8), 0);
+  put<uint64_t>(*it.top, load_be<uint64_t>(it.top->peek(first_level, 8), 0), at);
+  EXPECT_EQ(check_of(it.made, it.top).errors, 1u);
+  EXPECT_EQ(failure_of(open(it.to_open(false))).first, EINVAL);
+}
+
+// --- rebase and commit ----------------------------------------------------------------------
+
+TEST(QcowFormat, AFileOfManyRebasesDoesNotGrow) {
+  const Backed it;
+  for (int i = 0; i < 20; i++) it.rebase_to(i % 2 ? "base" : std::string(1000, 'x'), "raw");
+  EXPECT_LE(it.top->size(), 4 * 4096u);
+  it.rebase_to("", "");
+  EXPECT_FALSE(run(info(it.top)).contains("base"));
+  EXPECT_TRUE(read_all(it.made, it.top) == Bytes(kMiB));
+}
+
+TEST(QcowFormat, WhatCannotBeNamedIsRefused) {
+  const Backed it;
+  const auto before = it.top->peek(0, it.top->size());
+  const auto fails = [&](const std::string& file, const std::string& its_format) {
+    return failure_of(rebase({it.top, file, its_format})).first;
+  };
+  EXPECT_EQ(fails("base", ""), EINVAL);
+  EXPECT_EQ(fails(std::string(1024, 'x'), "raw"), ENAMETOOLONG);
+  EXPECT_EQ(fails(std::string("a\0b", 3), "raw"), ENAMETOOLONG);
+  EXPECT_EQ(fails("base", std::string(33, 'x')), ENAMETOOLONG);
+  run(rebase({it.top, "other", "raw", true}));
+  EXPECT_TRUE(it.top->peek(0, it.top->size()) == before);
+}
+
+// Its base is written to, so somebody must have said what that is.
+TEST(QcowFormat, WithoutAFormatItIsNotCommitted) {
+  const Backed it;
+  CommitRequest asked;
+  asked.top = it.top;
+  EXPECT_EQ(failure_of(begin_commit(asked)).first, 0);
+  it.forget_format();
+  EXPECT_EQ(failure_of(begin_commit(asked)).first, EINVAL);
+  EXPECT_EQ(failure_of(end_commit(asked)).first, EINVAL);
+  it.rebase_to("", "");
+  EXPECT_EQ(failure_of(begin_commit(asked)).first, EINVAL);
+}
+
+// Also where the name was behind all of its data.
+TEST(QcowFormat, ACommittedImageIsShort) {
+  const Backed it;
+  Life life(it.made, it.top, 1);
+  life.attach();
+  Guest guest(life.kernel, kMiB / 512, Bytes(kMiB / 2, std::byte{'b'}));
+  run(guest.write({0, 1024}));
+  life.detach();
+  it.rebase_to("base", "raw");
+  EXPECT_GT(load_be<uint64_t>(it.top->peek(8, 8), 0), kMiB / 2);
+  CommitRequest asked;
+  asked.top = it.top;
+  run(end_commit(asked));
+  EXPECT_LE(it.top->size(), 2 * 4096u);
+  EXPECT_EQ(run(info(it.top))["base"], "base");
+  EXPECT_EQ(run(info(it.top))["backing-filename-format"], "raw");
+  EXPECT_EQ(check_of(it.made, it.top).allocated_granules, 0u);
+  EXPECT_EQ(read_all(it.made, it.top)[0], std::byte{'b'});
 }
 
 }  // namespace
