@@ -167,6 +167,34 @@ TEST(QcowBacked, AFirstWriteCopiesUpTheRestOfItsCluster) {
                           [](std::byte each) { return each == std::byte{}; }));
 }
 
+// What is beneath begins and changes within the blocks of the device.
+TEST(QcowBacked, IsWhatTheGuestWroteOnLargeBlocksOverSmallClusters) {
+  GrowingFormat base = format();
+  base.create = create_as_qemu;
+  base.options = {{"size", std::to_string(kMiB / 2)}};
+  const auto beneath = make_image(base, kMiB / 2);
+  run(rebase({beneath, "", ""}));
+  Life below(base, beneath, 1);
+  below.attach();
+  Guest writer(below.kernel, kMiB / 1024);
+  for (uint64_t at = 0; at < kMiB / 1024; at += 5) run(writer.write({at, 1 + at % 4}));
+  below.detach();
+
+  GrowingFormat made = backed(kMiB, kMiB / 2, "qcow");
+  made.files->disks["base"] = beneath;
+  made.beneath = writer.expected();
+  made.beneath.resize(kMiB);
+  Life life(made, make_image(made, kMiB, 4096), 1);
+  life.attach();
+  Guest guest(life.kernel, kMiB / 512, made.beneath);
+  run(guest.verify());
+  Random random(1);
+  run(play(guest, life.kernel, random, {0, kMiB / 512}, 40, 8));
+  run(guest.verify());
+  life.detach();
+  EXPECT_EQ(check_of(made, life.top).errors, 0u);
+}
+
 // Smaller clusters than blocks, of what is beneath too: read-only it goes through cowd.
 TEST(QcowBacked, SmallClustersOnLargeBlocksAreOnlyRead) {
   const GrowingFormat made = backed_as_qemu(kMiB, kMiB);
