@@ -212,8 +212,9 @@ void point(const std::string& path, const std::string& disk, uint64_t last, uint
   std::vector<char> data;
   uint64_t later = 0, kept = 0;
   for (uint64_t number = 0; log.next(entry, data); number++) {
-    // What a later flush made certain may be there before it, if it was sent before it.
-    if (number > last && (entry.flags & kFlush)) break;
+    // What a later flush made certain may be there before it, if it was sent before it. Behind a
+    // mark there is what was begun only after that.
+    if (number > last && entry.flags & (kFlush | kMark)) break;
     if (data.empty() || entry.flags & kMark) continue;
     const bool certain = number < flush || (number <= last && entry.flags & kFua);
     if (!certain && entry.flags & kFua) continue;

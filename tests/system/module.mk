@@ -5,7 +5,7 @@
 system-tests := $(sort $(wildcard tests/system/*.sh))
 # Minutes of servers that go and come, hundreds of images, of kills, of disks that fail.
 long-system-tests := $(addprefix tests/system/,nbd-tls.sh backing-iscsi.sh many-sequences.sh \
-  faulty.sh many-kills.sh many-faults.sh long-daemon-life.sh)
+  faulty.sh daemon-life.sh many-kills.sh many-faults.sh long-daemon-life.sh)
 LONG_KERNEL_TESTS += $(long-system-tests)
 KERNEL_TESTS += $(filter-out tests/system/lib.sh $(long-system-tests),$(system-tests))
 
