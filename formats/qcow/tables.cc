@@ -232,7 +232,7 @@ bool Clusters::take(const Room& room, const std::string& what, Look look, Use& u
     return false;
   };
   if (offset >= top_.size()) return tell("is not in the file");
-  use.end = std::max(use.end, offset + bytes);
+  use.end = std::max(use.end, offset + std::max<uint64_t>(bytes, 1));
   if (look == Look::entries) return true;
   const uint64_t first = offset >> header_.cluster_bits;
   const uint64_t last = (offset + std::max<uint64_t>(bytes, 1) - 1) >> header_.cluster_bits;

@@ -107,7 +107,9 @@ if create_from n "$EXAMPLES/named.cfg"; then
 	# Its store could not be marked clean then, and is before it is attached again.
 	need lvextend -qq -L +64M /dev/vg/small
 	need resize2fs /dev/vg/small
-	check "attached again when there is room" cowctl attach --name again dscow:/srv/small/cow.img:/dev/vg/golden
+	# Its loop device may go a moment after that.
+	check "attached again when there is room" timeout 20 bash -c \
+		'until cowctl attach --name again dscow:/srv/small/cow.img:/dev/vg/golden; do sleep 0.5; done'
 	check "and detached" cowctl detach again
 fi
 if create_from n "$EXAMPLES/named-target.cfg"; then
