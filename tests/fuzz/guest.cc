@@ -118,6 +118,7 @@ void Guest::learn(Range range, std::span<const std::byte> bytes, bool flushed) {
 }
 
 void Guest::compare(Range range, std::span<const std::byte> bytes) const {
+  if (damaged_) return;
   for (auto at = known_.lower_bound(range.sector); at != known_.end() && at->first < range.end();
        ++at) {
     const uint64_t sum = sum_of(bytes.subspan((at->first - range.sector) * kSector, kSector));

@@ -30,6 +30,9 @@ class Guest {
   Task<> verify(sim::KernelModel& kernel) const;
   // The host died: what no flush has covered may be anything.
   void forget_unflushed();
+  // Of an image with errors (a refcount that says of a cluster in use that it is free) a write may
+  // change what is elsewhere; nothing is expected of it.
+  void expect_nothing() { damaged_ = true; }
 
  private:
   enum Code { kRead, kFlush = 2, kTimer, kDiscard, kZero, kForget, kReattach, kWrite, kCodes = 14 };
@@ -48,6 +51,7 @@ class Guest {
   uint64_t unit_;
   std::map<uint64_t, Known> known_;  // by sector
   uint64_t next_ = 1;
+  bool damaged_ = false;
 };
 
 }  // namespace cowd::fuzz

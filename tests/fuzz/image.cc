@@ -170,6 +170,7 @@ class World {
       return;
     }
     Guest guest = guest_.value_or(Guest(kernel.image().sectors(), unit_));
+    if (!clean) guest.expect_nothing();
     const bool alive = sim::run(guest.play(kernel, input_.operations));
     const bool whole = alive && end(kernel, *image);
     if (!clean) return;
