@@ -264,7 +264,8 @@ Task<> Session::stop() {
       co_await commit_all();
       co_await image_.pause();
     } catch (const Error&) {
-      // commit_failed() has said it; the kernel tells the next daemon again.
+      // commit_failed() has said it, and the kernel tells the next daemon again; what pause() could
+      // not do costs that one time, nothing else.
     }
   }
   state_ = State::ending;
