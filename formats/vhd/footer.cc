@@ -233,6 +233,12 @@ uint32_t geometry_of(uint64_t bytes) {
 
 namespace {
 
+// Of the same disk, found at the same place. Programs differ in the rest.
+bool means_the_same(const Footer& one, const Footer& other) {
+  return one.type == other.type && one.header_offset == other.header_offset &&
+         one.size == other.size && one.uuid == other.uuid;
+}
+
 Task<Footers> find_footers(Disk& top) {
   Footers found;
   if (top.size() < kFooterBytes)
@@ -249,6 +255,9 @@ Task<Footers> find_footers(Disk& top) {
       found.problem_at_start.clear();
     else if (found.problem_at_start.empty() && !std::ranges::equal(start, end))
       found.problem_at_start = "it says something else than the footer at the end";
+    found.start_will_do = found.problem_at_start.empty() ||
+                          (problem_with_footer(start).empty() &&
+                           means_the_same(decode_footer(start), found.current));
     co_return found;
   }
   if (!found.problem_at_start.empty())
@@ -256,6 +265,7 @@ Task<Footers> find_footers(Disk& top) {
                             found.problem_at_end +
                             "). Check the path; an image that was cut off must be copied again.");
   found.current = decode_footer(start);
+  found.start_will_do = true;
   if (found.current.type == Type::fixed)
     throw Error(EINVAL, top.name() +
                             " is no VHD image: a fixed one has its footer at its end, and there is "
@@ -273,6 +283,14 @@ Task<Footers> read_footers(Disk& top) {
   co_return found;
 }
 
+void require_good_start(const Disk& top, const Footers& footers) {
+  if (footers.start_will_do) return;
+  throw Error(EINVAL, top.name() +
+                          ", a VHD image, can be read, but for writing its footer's copy at the "
+                          "beginning is needed, and " +
+                          footers.problem_at_start + ": repair it (cowctl check --repair).");
+}
+
 Task<Header> read_header(Disk& top, const Footer& footer) {
   const auto wrong = [&top](const std::string& what) {
     return Error(EINVAL, top.name() + ", a VHD image, is damaged: " + what +
@@ -281,6 +299,8 @@ Task<Header> read_header(Disk& top, const Footer& footer) {
   if (footer.header_offset >= top.size() || footer.header_offset % kSector != 0 ||
       top.size() - footer.header_offset < kHeaderBytes)
     throw wrong("its dynamic header is not in the file");
+  if (footer.header_offset < kFooterBytes)
+    throw wrong("its dynamic header is where its footer's copy must be");
   Buffer bytes(kHeaderBytes);
   co_await read_any(top, footer.header_offset, bytes);
   if (const std::string problem = problem_with_header(bytes); !problem.empty())
@@ -301,6 +321,10 @@ Task<Header> read_header(Disk& top, const Footer& footer) {
   if (header.table_offset % kSector != 0 || header.table_offset >= top.size() ||
       top.size() - header.table_offset < needed * 4)
     throw wrong("its block table is not in the file");
+  if (header.table_offset < kFooterBytes ||
+      (header.table_offset < footer.header_offset + kHeaderBytes &&
+       footer.header_offset < header.table_offset + needed * 4))
+    throw wrong("its block table lies on the headers");
   co_return header;
 }
 

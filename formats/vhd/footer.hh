@@ -90,8 +90,11 @@ struct Footers {
   Footer current;
   std::string problem_at_end;    // empty: it is there and the same
   std::string problem_at_start;  // of the copy, where there must be one
+  bool start_will_do = false;    // without the one at the end it would be the same disk
 };
 Task<Footers> read_footers(Disk& top);
+// While a file is made longer it has none at its end.
+void require_good_start(const Disk& top, const Footers& footers);
 Task<Header> read_header(Disk& top, const Footer& footer);
 
 // Sectors of a block's own bitmap.

@@ -79,6 +79,7 @@ Task<std::unique_ptr<Image>> open_blocks(OpenRequest request, Footer footer) {
 Task<std::unique_ptr<Image>> open(OpenRequest request) {
   growing::require_sensible(request, "VHD");
   const Footers footers = co_await read_footers(*request.top);
+  if (!request.read_only) require_good_start(*request.top, footers);
   if (footers.current.type != Type::fixed)
     co_return co_await open_blocks(std::move(request), footers.current);
   require_fixed_size(*request.top, footers.current);
@@ -93,6 +94,7 @@ Task<std::unique_ptr<Image>> open(OpenRequest request) {
 Task<uint64_t> room(std::shared_ptr<Disk> top) {
   const Footers footers = co_await read_footers(*top);
   if (footers.current.type == Type::fixed) co_return top->size();
+  require_good_start(*top, footers);
   const Header header = co_await read_header(*top, footers.current);
   BlockTables tables(*top, footers.current, header);
   co_await tables.load();

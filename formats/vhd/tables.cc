@@ -99,16 +99,19 @@ std::vector<std::string> BlockTables::overlaps() const {
   return found;
 }
 
-// What tapdisk puts behind the table, a bitmap of blocks that are whole, is left alone.
+// What tapdisk puts behind the table, a bitmap of blocks that are whole, is left alone. A table
+// that says it is longer than the file has those entries that the disk needs.
 Task<uint64_t> BlockTables::used_end() {
-  const uint64_t table_end =
-      round_up(header_.table_offset + uint64_t{header_.entries} * 4, kSector);
+  const auto end_with = [this](uint64_t entries) {
+    return round_up(header_.table_offset + entries * 4, kSector);
+  };
+  uint64_t table_end = end_with(header_.entries);
+  if (table_end > top_.size()) table_end = end_with(entries_.size());
   const auto other = [this](uint64_t offset, uint64_t bytes) {
     if (offset < top_.size() && bytes < top_.size())
       others_.push_back({offset / kSector, (offset % kSector + bytes + kSector - 1) / kSector});
   };
-  others_.clear();
-  other(0, table_end);
+  others_.assign(1, {0, table_end / kSector});
   other(footer_.header_offset, kHeaderBytes);
   Buffer extra(kSector);
   co_await read_any(top_, table_end, extra);

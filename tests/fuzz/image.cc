@@ -166,7 +166,7 @@ class World {
     } catch (const Error&) {
       sim::run(top_->resize(size));  // as cowd does
       require(!clean || errors() == std::optional<uint64_t>(0),
-              "an image that would not open for writing has errors since");
+              "an image that would not open for writing has errors since: " + said_);
       return;
     }
     Guest guest = guest_.value_or(Guest(kernel.image().sectors(), unit_));
@@ -220,7 +220,7 @@ class World {
 
   void repair() {
     if (errors(true) != std::optional<uint64_t>(0)) return;
-    require(errors() == std::optional<uint64_t>(0), "what was repaired has errors");
+    require(errors() == std::optional<uint64_t>(0), "what was repaired has errors: " + said_);
     try {
       sim::KernelModel kernel(opener(true));
       sim::run(kernel.attach());

@@ -116,6 +116,8 @@ TEST(VhdFormat, DamagedHeadersAreRefused) {
            {header, 0, 8},              // no magic
            {header + 16, ~0ULL, 8},     // the table is nowhere
            {header + 16, 7, 8},         // nor aligned
+           {header + 16, 0, 8},         // on the footer's copy
+           {header + 16, 1024, 8},      // on the header
            {header + 24, 0x20000, 4},   // version 2
            {header + 28, 3, 4},         // too few entries
            {header + 32, 0, 4},         // blocks of nothing
@@ -162,6 +164,54 @@ TEST(VhdFormat, OneGoodFooterIsEnoughAndRepairsTheOther) {
     EXPECT_EQ(check_of(format(), top).leaks, 0u);
     EXPECT_EQ(top->peek(0, 512), top->peek(top->size() - 512, 512));
   }
+}
+
+// Where only one counts, the other is not made useless: a file that grows has none at its end for a
+// moment, and what is repaired lies on nothing.
+TEST(VhdFormat, ForWritingTheCopyAtTheBeginningIsNeeded) {
+  const auto expect_refused = [](const std::shared_ptr<SimDisk>& top) {
+    run(open(request(top)));
+    for (const auto& [code, sentence] :
+         {failure_of(room(top)), failure_of(open(request(top, false)))}) {
+      EXPECT_EQ(code, EINVAL);
+      EXPECT_NE(sentence.find("cowctl check --repair"), std::string::npos) << sentence;
+    }
+    EXPECT_EQ(check_of(format(), top, true).leaks_fixed, 1u);
+    give_room(format(), *top);
+    run(open(request(top, false)));
+  };
+  const auto missing = make_image(format(), kMiB);
+  missing->poke(0, Bytes(64));
+  expect_refused(missing);
+  const auto of_another_size = make_image(format(), kMiB);
+  put<uint64_t>(*of_another_size, 48, kMiB / 2);
+  seal(*of_another_size, 0, kFooterBytes, 64);
+  expect_refused(of_another_size);
+  const auto of_another_time = make_image(format(), kMiB);
+  put<uint32_t>(*of_another_time, 24, 1);
+  seal(*of_another_time, 0, kFooterBytes, 64);
+  give_room(format(), *of_another_time);
+  run(open(request(of_another_time, false)));
+}
+
+TEST(VhdFormat, NoFooterIsRepairedIntoTheHeaderOrTheTable) {
+  const auto top = make_image(format(), kMiB);
+  const Bytes header = top->peek(kFooterBytes, kHeaderBytes);
+  top->poke(0, header);
+  put<uint64_t>(*top, top->size() - kFooterBytes + 16, 0);
+  seal(*top, top->size() - kFooterBytes, kFooterBytes, 64);
+  EXPECT_EQ(check_of(format(), top, true).errors, 1u);
+  EXPECT_EQ(top->peek(0, kHeaderBytes), header);
+
+  const auto short_one = make_image(format(), kMiB);
+  const uint64_t table = short_one->size() - 512;
+  Bytes unused(512, std::byte{0xff});
+  short_one->poke(table, unused);
+  put<uint64_t>(*short_one, kFooterBytes + 16, table);
+  put<uint32_t>(*short_one, kFooterBytes + 28, 1 << 20);  // entries: more than the file holds
+  seal(*short_one, kFooterBytes, kHeaderBytes, 36);
+  EXPECT_EQ(check_of(format(), short_one, true).errors, 1u);
+  EXPECT_EQ(short_one->peek(table, 512), unused);
 }
 
 // The guest writes what it likes to the first sector of a fixed image.
