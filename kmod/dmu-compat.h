@@ -15,6 +15,15 @@
 #define dmu_mode_is_rw(mode)	((mode) & BLK_OPEN_WRITE)
 #endif
 
+/* Linux 6.15 has it. For what is large, on the stack, and written to before it is read. */
+#ifndef __uninitialized
+#if __has_attribute(__uninitialized__)
+#define __uninitialized __attribute__((__uninitialized__))
+#else
+#define __uninitialized
+#endif
+#endif
+
 static inline void dmu_limit_discards(struct queue_limits *limits,
 				      unsigned int granularity)
 {

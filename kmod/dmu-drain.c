@@ -11,29 +11,6 @@
 
 #include "dmu.h"
 
-/* In the RCU section that does the lookup, before it. */
-u8 dmu_inflight_get(struct dmu_device *dev)
-{
-	/* Who counts in a new phase must also see the epoch that began before it. */
-	u8 phase = smp_load_acquire(&dev->phase);
-
-	this_cpu_inc(dev->inflight->n[phase]);
-	return phase;
-}
-
-/*
- * The section orders the count before the look at draining: dmu_drain_begin sets
- * that and waits for a grace period before anybody sums.
- */
-void dmu_inflight_put(struct dmu_device *dev, u8 phase)
-{
-	rcu_read_lock();
-	this_cpu_dec(dev->inflight->n[phase]);
-	if (unlikely(READ_ONCE(dev->draining)) && phase != READ_ONCE(dev->phase))
-		queue_work(dev->wq, &dev->drain_work);
-	rcu_read_unlock();
-}
-
 /* Never too low once nobody adds to this phase any more. */
 static long dmu_inflight_sum(struct dmu_device *dev, u8 phase)
 {

@@ -69,24 +69,6 @@ static struct dmu_extent *dmu_extent_walk(struct dmu_device *dev, u64 sector, bo
 	return next ? after : NULL;
 }
 
-void dmu_extent_snapshot(struct dmu_extent *e, struct dmu_map *map)
-{
-	map->extent = e;
-	map->start = READ_ONCE(e->start);
-	map->len = READ_ONCE(e->len);
-	map->read = e->read;
-	map->write = e->write;
-	map->flags = e->flags;
-	map->granule = e->granule;
-	map->granule_shift = e->granule_shift;
-	map->promoted = false;
-	/* Pairs with the release in dmu_set_bits. */
-	if ((map->flags & DMU_F_COPY_FIRST) && smp_load_acquire(&e->promoted)) {
-		map->read = map->write;
-		map->promoted = true;
-	}
-}
-
 bool dmu_extent_find(struct dmu_device *dev, u64 sector, struct dmu_map *map, u64 *next)
 {
 	struct dmu_extent *e;

@@ -467,7 +467,7 @@ static int dmu_map_data(struct dmu_io *io, struct bio *bio)
 	enum req_op op = bio_op(bio);
 	struct dmu_promotion *p = NULL;
 	enum dmu_begin begun = DMU_BEGUN;
-	struct dmu_plan plan;
+	struct dmu_plan plan __uninitialized;
 
 again:
 	rcu_read_lock();

@@ -3,25 +3,7 @@
  * Leaves: the promoted bits of an overlay, a page of them at a time, loaded when
  * a bio needs them. A leaf that is not there is unknown, not empty.
  */
-#include <linux/hash.h>
-#include <linux/rculist.h>
-
 #include "dmu.h"
-
-static struct hlist_head *dmu_leaf_bucket(struct dmu_extent *e, u32 index)
-{
-	return &e->leaves[hash_32(index, 32) & e->leaf_mask];
-}
-
-struct dmu_leaf *dmu_leaf_find(struct dmu_extent *e, u32 index)
-{
-	struct dmu_leaf *leaf;
-
-	hlist_for_each_entry_rcu(leaf, dmu_leaf_bucket(e, index), hash, true)
-		if (leaf->index == index)
-			return leaf;
-	return NULL;
-}
 
 /* The virtual sectors of a leaf; the last one of an extent may be short. */
 void dmu_leaf_span(const struct dmu_extent *e, u32 index, u64 *start, u64 *len)

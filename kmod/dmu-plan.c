@@ -70,10 +70,10 @@ static void plan_overlay(struct dmu_plan *plan, enum req_op op)
 		if (!READ_ONCE(leaf->c.accessed))
 			WRITE_ONCE(leaf->c.accessed, true);
 		promoted = test_bit(bit, leaf->bits);
-		end = promoted ? find_next_zero_bit(leaf->bits, end, bit) :
-				 find_next_bit(leaf->bits, end, bit);
-		/* A bit may have been set between the two looks. */
-		end = max(end, bit + 1);
+		/* From the next one on: the first may be set between the two looks. */
+		if (end > bit + 1)
+			end = promoted ? find_next_zero_bit(leaf->bits, end, bit + 1) :
+					 find_next_bit(leaf->bits, end, bit + 1);
 	}
 	plan->leaf = leaf;
 	plan->len = min_t(u64, plan->len, ((granule - bit + end) << shift) - off);

@@ -18,9 +18,12 @@
 #include <linux/bio.h>
 #include <linux/bits.h>
 #include <linux/device-mapper.h>
+#include <linux/hash.h>
 #include <linux/list.h>
 #include <linux/mempool.h>
+#include <linux/percpu.h>
 #include <linux/rbtree.h>
+#include <linux/rculist.h>
 #include <linux/refcount.h>
 #include <linux/seqlock.h>
 #include <linux/spinlock.h>
@@ -372,7 +375,24 @@ void dmu_kcopyd_put(struct dmu_device *dev);
 /* dmu-extent.c. Under lock unless said otherwise. */
 /* RCU only. Else *next is where the next extent begins. */
 bool dmu_extent_find(struct dmu_device *dev, u64 sector, struct dmu_map *map, u64 *next);
-void dmu_extent_snapshot(struct dmu_extent *e, struct dmu_map *map);
+static inline void dmu_extent_snapshot(struct dmu_extent *e, struct dmu_map *map)
+{
+	map->extent = e;
+	map->start = READ_ONCE(e->start);
+	map->len = READ_ONCE(e->len);
+	map->read = e->read;
+	map->write = e->write;
+	map->flags = e->flags;
+	map->granule = e->granule;
+	map->granule_shift = e->granule_shift;
+	map->promoted = false;
+	/* Pairs with the release in dmu_set_bits. */
+	if ((map->flags & DMU_F_COPY_FIRST) && smp_load_acquire(&e->promoted)) {
+		map->read = map->write;
+		map->promoted = true;
+	}
+}
+
 int dmu_extent_install(struct dmu_device *dev, struct dmu_extent *e, bool answer,
 		       bool *complete);
 struct dmu_extent *dmu_extent_piece(struct dmu_device *dev);	/* not from the reserve */
@@ -387,7 +407,21 @@ bool dmu_evict(struct dmu_device *dev);
 struct dmu_extent *dmu_extent_next(struct dmu_device *dev, u64 sector);
 
 /* dmu-leaf.c. Under lock, but for dmu_leaf_find (RCU). */
-struct dmu_leaf *dmu_leaf_find(struct dmu_extent *e, u32 index);
+static inline struct hlist_head *dmu_leaf_bucket(struct dmu_extent *e, u32 index)
+{
+	return &e->leaves[hash_32(index, 32) & e->leaf_mask];
+}
+
+static inline struct dmu_leaf *dmu_leaf_find(struct dmu_extent *e, u32 index)
+{
+	struct dmu_leaf *leaf;
+
+	hlist_for_each_entry_rcu(leaf, dmu_leaf_bucket(e, index), hash, true)
+		if (leaf->index == index)
+			return leaf;
+	return NULL;
+}
+
 struct dmu_leaf *dmu_leaf_alloc(struct dmu_device *dev);	/* no lock */
 void dmu_leaf_insert(struct dmu_device *dev, struct dmu_extent *e, struct dmu_leaf *leaf,
 		     u32 index);
@@ -477,8 +511,29 @@ void dmu_no_daemon_work(struct work_struct *work);
 void dmu_wake(struct dmu_device *dev);
 
 /* dmu-drain.c */
-u8 dmu_inflight_get(struct dmu_device *dev);		/* RCU */
-void dmu_inflight_put(struct dmu_device *dev, u8 phase);
+/* In the RCU section that does the lookup, before it. */
+static inline u8 dmu_inflight_get(struct dmu_device *dev)
+{
+	/* Who counts in a new phase must also see the epoch that began before it. */
+	u8 phase = smp_load_acquire(&dev->phase);
+
+	this_cpu_inc(dev->inflight->n[phase]);
+	return phase;
+}
+
+/*
+ * The section orders the count before the look at draining: dmu_drain_begin sets
+ * that and waits for a grace period before anybody sums.
+ */
+static inline void dmu_inflight_put(struct dmu_device *dev, u8 phase)
+{
+	rcu_read_lock();
+	this_cpu_dec(dev->inflight->n[phase]);
+	if (unlikely(READ_ONCE(dev->draining)) && phase != READ_ONCE(dev->phase))
+		queue_work(dev->wq, &dev->drain_work);
+	rcu_read_unlock();
+}
+
 void dmu_drain(struct dmu_device *dev);			/* under lock */
 void dmu_drain_work(struct work_struct *work);
 
