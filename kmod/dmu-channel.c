@@ -51,7 +51,7 @@ static void dmu_channel_unbind(struct dmu_channel *ch, struct dmu_device *dev)
 	list_splice_init(&dev->invalidating, &dev->invalidated);
 	list_for_each_entry_safe(inv, next, &dev->invalidated, list) {
 		list_del(&inv->list);
-		mempool_free(inv, &dev->invalidation_pool);
+		dmu_invalidation_free(dev, inv);
 	}
 	dmu_no_daemon(dev);
 	dmu_event(dev);
@@ -184,7 +184,7 @@ static bool dmu_invalidated_pop(struct dmu_device *dev, struct dmu_msg *msg)
 	msg->id = inv->id;
 	msg->gen = inv->gen;
 	list_del(&inv->list);
-	mempool_free(inv, &dev->invalidation_pool);
+	dmu_invalidation_free(dev, inv);
 	return true;
 }
 

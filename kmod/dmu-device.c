@@ -204,7 +204,7 @@ void dmu_device_put(struct dmu_device *dev)
 	cancel_work_sync(&dev->copied_work);
 	list_splice_init(&dev->invalidating, &dev->invalidated);
 	list_for_each_entry_safe(inv, next, &dev->invalidated, list)
-		mempool_free(inv, &dev->invalidation_pool);
+		dmu_invalidation_free(dev, inv);
 	/* Extents and leaves go back to the pools after a grace period. */
 	rcu_barrier();
 	dmu_device_free(dev);

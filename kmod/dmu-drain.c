@@ -49,6 +49,23 @@ static bool dmu_drain_begin(struct dmu_device *dev)
 	return true;
 }
 
+struct dmu_invalidation *dmu_invalidation_alloc(struct dmu_device *dev)
+{
+	struct dmu_invalidation *inv = NULL;
+
+	if (atomic_inc_return(&dev->n_invalidations) <= DMU_MAX_INVALIDATIONS)
+		inv = mempool_alloc(&dev->invalidation_pool, GFP_NOWAIT | __GFP_NOWARN);
+	if (!inv)
+		atomic_dec(&dev->n_invalidations);
+	return inv;
+}
+
+void dmu_invalidation_free(struct dmu_device *dev, struct dmu_invalidation *inv)
+{
+	mempool_free(inv, &dev->invalidation_pool);
+	atomic_dec(&dev->n_invalidations);
+}
+
 static void dmu_drain_end(struct dmu_device *dev)
 {
 	struct dmu_invalidation *inv, *next;
@@ -69,7 +86,7 @@ static void dmu_drain_end(struct dmu_device *dev)
 	dmu_wake(dev);
 	/* Whoever asked for these has gone. */
 	list_for_each_entry_safe(inv, next, &orphans, list)
-		mempool_free(inv, &dev->invalidation_pool);
+		dmu_invalidation_free(dev, inv);
 }
 
 /*

@@ -605,7 +605,7 @@ static int msg_invalidate(struct dmu_device *dev, const struct dmu_msg *m)
 
 	if (!msg_clean(m, F_ID | F_RANGE, 0) || !m->id)
 		return -EINVAL;
-	inv = mempool_alloc(&dev->invalidation_pool, GFP_NOWAIT | __GFP_NOWARN);
+	inv = dmu_invalidation_alloc(dev);
 	if (!inv)
 		return -ENOMEM;
 	inv->id = m->id;
@@ -622,7 +622,7 @@ static int msg_invalidate(struct dmu_device *dev, const struct dmu_msg *m)
 	}
 	spin_unlock_irq(&dev->lock);
 	if (r)
-		mempool_free(inv, &dev->invalidation_pool);
+		dmu_invalidation_free(dev, inv);
 	return r;
 }
 

@@ -261,7 +261,8 @@ struct dmu_probe {
 	bool ended;			/* lock */
 };
 
-/* INVALIDATE, from when it is written until INVALIDATED is read. */
+/* INVALIDATE, from when it is written until INVALIDATED is read; so many at most. */
+#define DMU_MAX_INVALIDATIONS	16384
 struct dmu_invalidation {
 	struct list_head list;
 	u64 id;
@@ -354,6 +355,7 @@ struct dmu_device {
 	mempool_t extent_pool;
 	mempool_t leaf_pool;
 	mempool_t invalidation_pool;
+	atomic_t n_invalidations;	/* of it, not freed */
 	struct dmu_counters n;
 };
 
@@ -535,6 +537,8 @@ static inline void dmu_inflight_put(struct dmu_device *dev, u8 phase)
 }
 
 void dmu_drain(struct dmu_device *dev);			/* under lock */
+struct dmu_invalidation *dmu_invalidation_alloc(struct dmu_device *dev);
+void dmu_invalidation_free(struct dmu_device *dev, struct dmu_invalidation *inv);
 void dmu_drain_work(struct work_struct *work);
 
 /* dmu-channel.c, dmu-message.c */

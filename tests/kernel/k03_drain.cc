@@ -102,6 +102,19 @@ CASE(k03_invalidate_elsewhere_does_not_wait) {
   CHECK_EQ(write.result(), 8 * 512);
 }
 
+CASE(k03_invalidations_that_nobody_reads_are_bounded) {
+  constexpr uint64_t kMost = 16384;  // dm-userspace.rst
+  Rig rig;
+  Channel channel(*rig.target);
+  for (uint64_t id = 1; id <= kMost; id++) CHECK_EQ(channel.try_send(dmu_msg_invalidate(id, 0, 8)), 0);
+  CHECK_EQ(channel.try_send(dmu_msg_invalidate(kMost + 1, 0, 8)), -ENOMEM);
+  CHECK_EQ(channel.expect(DMU_MSG_INVALIDATED).id, 1U);
+  // A read brings a bufferful; then there is room for as many.
+  channel.send(dmu_msg_invalidate(kMost + 1, 0, 8));
+  for (uint64_t id = 2; id <= kMost + 1; id++) CHECK_EQ(channel.expect(DMU_MSG_INVALIDATED).id, id);
+  channel.invalidate(0, 8);
+}
+
 CASE(k03_invalidate_waits_for_a_copy) {
   Ram ram;
   auto slow = linear_over(ram);

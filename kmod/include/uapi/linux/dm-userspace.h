@@ -184,7 +184,8 @@ enum dmu_daemon_msg {
 	/*
 	 * Forget [sector, sector + len): extents, and leaves of overlays that are
 	 * not wholly in it. id: the daemon's, not 0; INVALIDATED(id) follows. A FAULT in
-	 * the range that was read but not answered comes again under a new id.
+	 * the range that was read but not answered comes again under a new id. ENOMEM
+	 * too where 16384 have not ended or been read.
 	 */
 	DMU_MSG_INVALIDATE = 38,
 	/* Submit again what ERROR id told of. */
