@@ -79,7 +79,7 @@ Task<std::unique_ptr<Image>> open_blocks(OpenRequest request, Footer footer) {
 Task<std::unique_ptr<Image>> open(OpenRequest request) {
   growing::require_sensible(request, "VHD");
   const Footers footers = co_await read_footers(*request.top);
-  if (!request.read_only) require_good_start(*request.top, footers);
+  if (!request.read_only && !request.reattach) require_good_start(*request.top, footers);
   if (footers.current.type != Type::fixed)
     co_return co_await open_blocks(std::move(request), footers.current);
   require_fixed_size(*request.top, footers.current);
