@@ -329,6 +329,14 @@ int dmu_check_side(struct dmu_target *t, const struct dmu_side *side, u64 len, b
 	return 0;
 }
 
+/* A table may have come whose destinations have larger blocks. */
+static bool cuts_blocks(struct dmu_device *dev, const struct dmu_extent *e)
+{
+	u32 mask = (dev->logical_block_size >> SECTOR_SHIFT) - 1;
+
+	return (e->start | e->len | e->read.sector | e->write.sector | e->granule) & mask;
+}
+
 void dmu_extent_drop_misfits(struct dmu_device *dev, struct dmu_target *t)
 {
 	struct rb_node *n = rb_first(&dev->extents);
@@ -337,7 +345,7 @@ void dmu_extent_drop_misfits(struct dmu_device *dev, struct dmu_target *t)
 		struct dmu_extent *e = rb_entry(n, struct dmu_extent, rb);
 
 		n = rb_next(n);
-		if (extent_end(e) > t->ti->len ||
+		if (extent_end(e) > t->ti->len || cuts_blocks(dev, e) ||
 		    dmu_check_side(t, &e->read, e->len, false) ||
 		    dmu_check_side(t, &e->write, e->len, true))
 			dmu_extent_kill(dev, e);

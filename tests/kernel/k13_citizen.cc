@@ -117,6 +117,25 @@ CASE(k13_larger_logical_blocks) {
   CHECK_READS(file, 0, 64, kNew);
 }
 
+CASE(k13_reload_onto_larger_blocks_forgets_what_cuts_them) {
+  Ram ram;
+  Scsi scsi({"sector_size=4096", "dev_size_mb=16"});
+  Target target(kSize, {{&ram, false}});
+  Channel channel(target);
+  dmu_msg cut = map_plain(0, 0, 1024, 0, 1), whole = map_plain(0, 1024, 1024, 0, 1024);
+  for (dmu_msg* map : {&cut, &whole}) {
+    dmu_map_push(map, channel.gen);
+    channel.send(*map);
+  }
+  CHECK_EQ(target.reload(kSize, {{&ram, false}, {&scsi, false}}, DMU_NOFLUSH), 0);
+  CHECK_EQ(target.status().extents, 1U);
+  File file(target.path());
+  Io read = file.read(0, 8);
+  dmu_msg fault = channel.expect(DMU_MSG_FAULT);
+  channel.send(map_plain(fault.id, 0, 1024, 1, 0));
+  CHECK_EQ(read.result(), 8 * 512);
+}
+
 CASE(k13_events_tell_of_daemons) {
   Rig rig;
   uint32_t event = rig.target->info().event_nr;
