@@ -116,10 +116,10 @@ $(error the same name is used twice in the module.mk files: \
   $(foreach p,$(sort $(programs)),$(if $(filter-out 1,$(words $(filter $(p),$(programs)))),$(p))))
 endif
 
-# A change of flags builds everything again (ccache makes that cheap).
+# A change of flags builds everything again (ccache makes that cheap). Two makes may run at once.
 $(B)/flags: FORCE | $(B)/
-	@echo '$(subst ','\'',$(CC) $(CXX) $(all-cppflags) $(all-cflags) $(all-cxxflags))' > $@.new; \
-	if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+	@new=$@.$$$$; echo '$(subst ','\'',$(CC) $(CXX) $(all-cppflags) $(all-cflags) $(all-cxxflags))' > $$new; \
+	if cmp -s $$new $@; then rm $$new; else mv $$new $@; fi
 
 # Directories and versions that the code itself must know.
 define config-h
