@@ -308,15 +308,10 @@ check-xen-reboot: all tests
 check-power-cut-without-flush: all tests
 	$(quiet)tests/power-cut/run --without-flush
 
-# What takes too long for every change.
+# What takes too long for every change; T='simulation kills' picks rows of tests/run-long.
 check-long:
-	$(quiet)tests/setup --debug-kernel
-	$(quiet)$(MAKE) --no-print-directory check-debug-kernel
-	$(quiet)$(MAKE) --no-print-directory check-long-kernel
-	$(quiet)$(MAKE) --no-print-directory check-long-xen
-	$(quiet)$(MAKE) --no-print-directory check-power-cut-without-flush
-	$(quiet)$(MAKE) --no-print-directory check-long-formats
-	$(quiet)$(MAKE) --no-print-directory sim
+	$(quiet)tests/setup $(if $(filter debug-kernel,$(or $(T),debug-kernel)),--debug-kernel)
+	$(quiet)tests/run-long $(T)
 
 # Random sequences, and sequences with the power cut at every moment: unit tests that play some of
 # them play so many (tests/sim/sequences.hh), with their files in memory. A sequence takes 20 to 50 ms
