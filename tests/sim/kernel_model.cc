@@ -139,6 +139,12 @@ size_t KernelModel::overlays() const {
   return count;
 }
 
+// The first granule behind the leaf that `granule` is in, from the overlay's beginning.
+uint64_t KernelModel::end_of_leaf(const Kept& kept, uint64_t granule) {
+  const uint64_t end = (granule / kLeafGranules + 1) * kLeafGranules;
+  return std::min<uint64_t>(kept.bits.size(), end);
+}
+
 void KernelModel::forget() {
   for (auto at = extents_.begin(); at != extents_.end();) {
     Kept& kept = *at->second;
@@ -148,10 +154,14 @@ void KernelModel::forget() {
       ++at;
     } else if (is_overlay(kept.map)) {
       // A leaf with uncommitted bits stays.
-      const bool needed = std::ranges::any_of(uncommitted_, [&](const Uncommitted& each) {
-        return overlap(each.told.range, kept.map.range);
-      });
-      if (!needed) kept.bits_known = false;
+      const uint64_t size = kLeafGranules * kept.map.granule;
+      for (uint64_t leaf = 0; leaf < kept.known.size(); leaf++) {
+        const Range own{kept.map.range.sector + leaf * size, size};
+        const bool needed = std::ranges::any_of(uncommitted_, [&](const Uncommitted& each) {
+          return overlap(each.told.range, own);
+        });
+        if (!needed) kept.known[leaf] = false;
+      }
       ++at;
     } else {
       at = extents_.erase(at);
@@ -166,7 +176,7 @@ void KernelModel::drop(Range range) {
     if (!overlap(own, range)) {
       ++at;
     } else if (is_overlay(kept.map) && (own.sector < range.sector || own.end() > range.end())) {
-      kept.bits_known = false;
+      std::fill(kept.known.begin(), kept.known.end(), false);
       ++at;
     } else {
       at = extents_.erase(at);
@@ -337,6 +347,7 @@ void KernelModel::install(Extent extent, bool answer, Range asked, bool stale) {
   auto kept = std::make_shared<Kept>();
   kept->map = extent;
   kept->bits.resize(extent.range.len / extent.granule);
+  kept->known.resize((kept->bits.size() + kLeafGranules - 1) / kLeafGranules);
   extents_[extent.range.sector] = kept;
 }
 
@@ -410,11 +421,13 @@ void KernelModel::load_bits(const Bitmap& bitmap) {
     throw wrong("bits of what is no leaf", bitmap.range);
   if (!bitmap.bits.empty() && bitmap.bits.size() != (granules + 7) / 8)
     throw wrong("too few or too many bits for a leaf", bitmap.range);
-  if (!kept->bits_known) kept->bits.assign(kept->bits.size(), false);
-  for (uint64_t i = 0; i < granules; i++)
+  const uint64_t leaf = first / kLeafGranules;
+  for (uint64_t i = 0; i < granules; i++) {
+    if (!kept->known[leaf]) kept->bits[first + i] = false;
     if (bitmap.all ||
         (!bitmap.bits.empty() && std::to_integer<unsigned>(bitmap.bits[i / 8]) >> (i % 8) & 1))
       kept->bits[first + i] = true;
+  }
   // What was promoted and not committed the kernel knows better.
   for (const Uncommitted& each : uncommitted_)
     for (uint64_t i = 0; i < granules; i++) {
@@ -426,7 +439,7 @@ void KernelModel::load_bits(const Bitmap& bitmap) {
           !kept->bits[first + i])
         throw wrong("the bits of a leaf lack what was promoted", bitmap.range);
     }
-  kept->bits_known = true;
+  kept->known[leaf] = true;
 }
 
 // --- promotions -------------------------------------------------------------------------
@@ -523,13 +536,14 @@ Task<Bytes> KernelModel::read(uint64_t sector, uint64_t count) {
     uint64_t len = std::min(end, map.range.end()) - at;
     Side side = map.read;
     if (is_overlay(map)) {
-      if (!kept->bits_known) {
+      const uint64_t granule = (at - map.range.sector) / map.granule;
+      if (!kept->known[granule / kLeafGranules]) {
         co_await ask_leaf(kept, at);
         continue;
       }
-      const uint64_t granule = (at - map.range.sector) / map.granule;
+      const uint64_t leaf_end = end_of_leaf(*kept, granule);
       uint64_t stop = granule + 1;
-      while (stop < kept->bits.size() && kept->bits[stop] == kept->bits[granule]) stop++;
+      while (stop < leaf_end && kept->bits[stop] == kept->bits[granule]) stop++;
       len = std::min(len, map.range.sector + stop * map.granule - at);
       if (kept->bits[granule]) side = map.write;
     }
@@ -569,11 +583,12 @@ Task<uint64_t> KernelModel::write_some(uint64_t sector, std::span<const std::byt
   const Extent map = kept->map;
   const uint64_t len = std::min(end, map.range.end()) - sector;
   if (is_overlay(map)) {
-    if (!kept->bits_known) {
+    const uint64_t granule = (sector - map.range.sector) / map.granule;
+    if (!kept->known[granule / kLeafGranules]) {
       co_await ask_leaf(kept, sector);
       co_return 0;
     }
-    if (!kept->bits[(sector - map.range.sector) / map.granule]) {
+    if (!kept->bits[granule]) {
       const uint64_t promoted = co_await promote(kept, sector, data.first(len * kSector));
       co_return promoted;
     }
@@ -581,7 +596,8 @@ Task<uint64_t> KernelModel::write_some(uint64_t sector, std::span<const std::byt
   uint64_t count = len;
   if (is_overlay(map)) {
     uint64_t stop = (sector - map.range.sector) / map.granule + 1;
-    while (stop < kept->bits.size() && kept->bits[stop]) stop++;
+    const uint64_t leaf_end = end_of_leaf(*kept, stop - 1);
+    while (stop < leaf_end && kept->bits[stop]) stop++;
     count = std::min(len, map.range.sector + stop * map.granule - sector);
   }
   if (map.write.kind == Side::Kind::none) {
@@ -609,8 +625,9 @@ Task<uint64_t> KernelModel::promote(const KeptPtr& kept, uint64_t sector,
     return std::ranges::any_of(
         uses_, [&](const Use& use) { return use.promotes && overlap(use.range, range); });
   };
+  const uint64_t leaf_end = end_of_leaf(*kept, first);
   uint64_t stop = first;
-  while (stop < kept->bits.size() && !kept->bits[stop] &&
+  while (stop < leaf_end && !kept->bits[stop] &&
          map.range.sector + stop * map.granule < wanted &&
          !busy({map.range.sector + stop * map.granule, map.granule}))
     stop++;

@@ -77,7 +77,7 @@ class KernelModel {
  protected:
   struct Kept {
     Extent map;
-    bool bits_known = false;
+    std::vector<bool> known;  // of an overlay, by leaf: whether its bits are
     std::vector<bool> bits;  // of an overlay's granules
   };
   using KeptPtr = std::shared_ptr<Kept>;
@@ -119,6 +119,7 @@ class KernelModel {
   }
   KeptPtr find(uint64_t sector, uint64_t* next);
   static Range leaf_of(const KeptPtr& overlay, uint64_t sector);
+  static uint64_t end_of_leaf(const Kept& kept, uint64_t granule);
   void take(std::vector<Answer> answers, Range asked, Access access, uint64_t gen);
   void install(Extent extent, bool answer, Range asked, bool stale);
   void fill(const Extent& extent);
