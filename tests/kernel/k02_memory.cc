@@ -32,9 +32,6 @@ uint64_t meminfo_kib(const std::string& key) {
 // A process that takes memory until hardly any is free, and keeps it in use. It
 // gives some back before the kernel would have to kill it.
 class Hog {
-  static constexpr uint64_t kByPage = 256 << 10;  // KiB
-  static constexpr const char* kHugePages = "/proc/sys/vm/nr_hugepages";
-
  public:
   explicit Hog(uint64_t leave_kib) {
     // Otherwise the kernel keeps more than we leave, and kills the hog before it is full.
@@ -42,18 +39,12 @@ class Hog {
     // The OOM killer takes the hog, as it should, and prints a trace of it.
     const auto tree = std::filesystem::read_symlink("/proc/self/exe").parent_path() / "../../..";
     run({(tree / "tests/lab/kernel-log").string(), "expect", "Call Trace:"});
-    // Most of it as huge pages that nobody maps: the kernel sets them apart ten times as fast, of what is free.
-    write_file("/proc/sys/vm/drop_caches", "3");
-    write_file("/proc/sys/vm/compact_memory", "1");
-    const uint64_t free_kib = meminfo_kib("MemFree");
-    if (free_kib > kByPage) write_file(kHugePages, std::to_string((free_kib - kByPage) / 2048));
     pid_ = fork();
     if (pid_ == 0) eat(leave_kib);
   }
   ~Hog() {
     kill(pid_, SIGKILL);
     waitpid(pid_, nullptr, 0);
-    write_file(kHugePages, "0");
   }
   // Long: in an emulated machine each page is dear.
   void wait_until_full() const {
