@@ -9,7 +9,7 @@
 . "$(dirname "$0")/lib.sh"
 IMAGES=$WORK/images
 start=$((1 << 20)) # byte of the partition
-size=$((40 << 20))
+size=$((64 << 20))
 
 volumes images=2G
 need mkfs.ext4 -q "$(vol images)"
